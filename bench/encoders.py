@@ -1,0 +1,163 @@
+"""The contenders of the encoder benchmark: the same weights, token ids in, token embeddings out.
+
+The same form as in peers.py. A library that pads gets its padded batches ready made: neither the
+tokenizer nor the padding is timed.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import Call, Variants, compile_openvino, inference_session
+from workloads import EncoderWorkload
+
+CACHE = Path(__file__).resolve().parent.parent / "build" / "bench"
+
+
+def selfattn_variants(workload: EncoderWorkload, threads: int) -> Variants:
+    import selfattn
+
+    # The network under encode(): the peers too are measured without tokenizer and pooling.
+    network = selfattn.TextEncoder.from_pretrained(workload.model)._network
+    return {"TextEncoder": lambda: partial(network, *workload.packed, num_threads=threads)}
+
+
+def torch_variants(workload: EncoderWorkload, threads: int) -> Variants:
+    import torch
+
+    torch.set_num_threads(threads)
+    return {"BertModel, sdpa": lambda: torch_encoder(workload)}
+
+
+def torch_encoder(workload: EncoderWorkload) -> Call:
+    import torch
+
+    model = bert(workload.model, "sdpa")
+    inputs = [tuple(map(torch.from_numpy, batch)) for batch in workload.batches]
+
+    def call() -> list[np.ndarray]:
+        with torch.inference_mode():
+            return [
+                model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy() for ids, mask in inputs
+            ]
+
+    return call
+
+
+@cache
+def bert(directory: Path, attention: str) -> Any:
+    from transformers import BertModel, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = BertModel.from_pretrained(directory, attn_implementation=attention, add_pooling_layer=False)
+    return model.eval()
+
+
+def onnxruntime_variants(workload: EncoderWorkload, threads: int) -> Variants:
+    import onnxruntime  # noqa: F401  must be there before a variant is built
+
+    def build(graph: Callable[[Path], Path]) -> Call:
+        session = inference_session(str(graph(workload.model)), threads)
+        feeds = [dict(zip(("ids", "mask"), batch, strict=True)) for batch in workload.batches]
+        return lambda: [session.run(None, feed)[0] for feed in feeds]
+
+    return {
+        "exported, sdpa": partial(build, partial(exported, "sdpa")),
+        "exported, eager": partial(build, partial(exported, "eager")),
+        "onnxruntime.transformers": partial(build, fused),
+    }
+
+
+def openvino_variants(workload: EncoderWorkload, threads: int) -> Variants:
+    import openvino
+
+    def build(attention: str) -> Call:
+        model = openvino.Core().read_model(exported(attention, workload.model))
+        request = compile_openvino(model, threads, "LATENCY").create_infer_request()
+        batches = [list(batch) for batch in workload.batches]
+
+        # The request reuses its output: without share_outputs each batch's result is copied out of it.
+        def call() -> list[np.ndarray]:
+            return [request.infer(batch, share_inputs=True)[0] for batch in batches]
+
+        return call
+
+    return {attention: partial(build, attention) for attention in ("sdpa", "eager")}
+
+
+def exported(attention: str, directory: Path) -> Path:
+    """The model as PyTorch exports it to ONNX, kept under build/ for the next run."""
+    path = cached_graph(directory, attention)
+    if not path.exists():
+        export(bert(directory, attention), path)
+    return path
+
+
+def export(model: Any, path: Path) -> None:
+    import warnings
+
+    import torch
+
+    class TokenEmbeddings(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Any, mask: Any) -> Any:
+            return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    ids = torch.randint(1000, 20000, (2, 16))
+    mask = torch.ones_like(ids)
+    mask[1, 10:] = 0  # without a padded row the trace would leave the mask out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that needs no further package is deprecated
+        torch.onnx.export(
+            TokenEmbeddings().eval(),  # the exporter restores this mode in every submodule
+            (ids, mask),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=["ids", "mask"],
+            output_names=["embeddings"],
+            dynamic_axes={name: {0: "batch", 1: "length"} for name in ("ids", "mask", "embeddings")},
+        )
+
+
+def fused(directory: Path) -> Path:
+    """The exported graph after onnxruntime's own transformer optimizer, which fuses BERT's attention."""
+    from onnxruntime.transformers import optimizer
+
+    path = cached_graph(directory, "fused")
+    if not path.exists():
+        config = bert(directory, "eager").config
+        model = optimizer.optimize_model(
+            str(exported("eager", directory)),
+            model_type="bert",
+            num_heads=config.num_attention_heads,
+            hidden_size=config.hidden_size,
+        )
+        model.save_model_to_file(str(path))
+    return path
+
+
+@cache
+def cached_graph(directory: Path, kind: str) -> Path:
+    """A path that no other weights and no other versions share."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (directory / "model.safetensors").open("rb") as weights:
+        key = hashlib.file_digest(weights, "sha256")
+    key.update(f"{version('torch')} {version('transformers')} {version('onnxruntime')}".encode())
+    return CACHE / f"{kind}-{key.hexdigest()[:12]}.onnx"
+
+
+ENCODER: dict[str, Callable[[EncoderWorkload, int], Variants]] = {
+    "selfattn": selfattn_variants,
+    "torch": torch_variants,
+    "onnxruntime": onnxruntime_variants,
+    "openvino": openvino_variants,
+}

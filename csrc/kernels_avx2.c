@@ -1,0 +1,18 @@
+/* 256-bit vectors: Intel since Haswell, AMD since Zen. */
+#include "kernels.h"
+#if defined(__x86_64__)
+#include "target.h"
+#include <immintrin.h>
+
+static int runs_here(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+SA_TARGET_BEGIN("avx2,fma")
+#define SA_ISA avx2
+#define SA_VECTOR_BYTES 32
+#define SA_FMA 1
+#include "kernels.inc.h"
+SA_TARGET_END
+#endif

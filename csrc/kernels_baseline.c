@@ -1,0 +1,15 @@
+/* 128-bit vectors without FMA on x86-64 (SSE2), or whatever 128-bit vectors the compiler has elsewhere. */
+#include "kernels.h"
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+static int runs_here(void)
+{
+    return 1;
+}
+
+#define SA_ISA baseline
+#define SA_VECTOR_BYTES 16
+#define SA_FMA 0
+#include "kernels.inc.h"

@@ -1,0 +1,15 @@
+/* 128-bit vectors with FMA: every aarch64. */
+#include "kernels.h"
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+static int runs_here(void)
+{
+    return 1;
+}
+
+#define SA_ISA neon
+#define SA_VECTOR_BYTES 16
+#define SA_FMA 1
+#include "kernels.inc.h"
+#endif

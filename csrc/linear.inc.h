@@ -1,0 +1,66 @@
+/* linear.inc.h -- y = act(x W + b) + residual. W is packed once, when a model is loaded: panels of PANEL_LANES columns,
+ * each depth x width with contiguous lanes (the last one padded with zeros to whole vectors). */
+
+enum { LINEAR_CHAIN = 384 }; /* terms of a chain; so much of a panel is reused from the L2 cache while x passes by */
+
+INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
+{
+    ptrdiff_t columns = smaller(PANEL_LANES, width - panel * PANEL_LANES);
+    return (int)((columns + LANES - 1) / LANES);
+}
+
+static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
+                         float *packed)
+{
+    for (ptrdiff_t panel = 0; panel * PANEL_LANES < width; ++panel) {
+        int lanes = panel_vectors(width, panel) * LANES;
+        for (ptrdiff_t p = 0; p < depth; ++p)
+            for (int i = 0; i < lanes; ++i) {
+                ptrdiff_t column = panel * PANEL_LANES + i;
+                *packed++ = column < width ? *(const scalar_any *)(weight + p * row + column * col) : 0.0f;
+            }
+    }
+}
+
+/* What follows the sum, on `n` columns of one row. */
+static void finish_row(const struct sa_linear *l, ptrdiff_t row, ptrdiff_t column, ptrdiff_t n, const float *sum)
+{
+    float *y = l->y + row * l->y_stride + column;
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        ptrdiff_t lanes = smaller(LANES, n - i);
+        int whole = lanes == LANES;
+        vfloat v = vload(sum + i);
+        if (l->bias)
+            v += whole ? vload(l->bias + column + i) : vload_first(l->bias + column + i, lanes);
+        v = activate_vector(l->activation, v);
+        if (l->residual) {
+            const float *r = l->residual + row * l->residual_stride + column + i;
+            v += whole ? vload(r) : vload_first(r, lanes);
+        }
+        if (whole)
+            vstore(y + i, v);
+        else
+            vstore_first(y + i, v, lanes);
+    }
+}
+
+enum { ROW_CHUNK = 48 }; /* rows whose sums wait in scratch for what follows them: in L1 */
+
+static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1)
+{
+    float scratch[ROW_CHUNK * PANEL_LANES] __attribute__((aligned(64)));
+    for (ptrdiff_t panel = panel0; panel < panel1; ++panel) {
+        int nv = panel_vectors(l->width, panel);
+        const float *packed = l->packed + panel * PANEL_LANES * l->depth;
+        ptrdiff_t column = panel * PANEL_LANES, columns = smaller(PANEL_LANES, l->width - column);
+        struct panel c = {scratch, nv * LANES};
+        for (ptrdiff_t row = row0; row < row1; row += ROW_CHUNK) {
+            ptrdiff_t last = smaller(row + ROW_CHUNK, row1);
+            struct operand x = {(const char *)(l->x + row * l->x_stride), l->x_stride * (ptrdiff_t)sizeof(float),
+                                sizeof(float)};
+            multiply_long(nv, last - row, l->depth, LINEAR_CHAIN, x, packed, nv * LANES, c);
+            for (ptrdiff_t i = row; i < last; ++i)
+                finish_row(l, i, column, columns, scratch + (i - row) * c.stride);
+        }
+    }
+}

@@ -1,0 +1,376 @@
+/* A small pthread pool. Three ideas:
+ *
+ * - A job lives on its caller's stack. The caller takes its tasks from an atomic counter like everybody else; the
+ *   workers only help. A job is `open` while it wants more helpers, and over when its last helper has left.
+ * - An idle worker spins for some microseconds, bounded by the clock, then sleeps. Jobs that follow each other
+ *   closely start without a system call; an idle pool uses no CPU.
+ * - One lock guards the list of open jobs and the counts. It is held for a few instructions, never over a task, a
+ *   poll or a spin, so fork() can take it and the child can begin afresh, without workers. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "pool.h"
+#include "workspace.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_THREADS = 1024, WORKER_STACK = 512 << 10, CACHE_LINE = 64 };
+static const int64_t SPIN_NS = 40000, POLL_NS = 20000000;
+
+struct job {
+    sa_task task;
+    void *context;
+    ptrdiff_t count;
+    struct job *next;                            /* in pool.open, under the lock, as wanted */
+    int wanted;                                  /* helpers that may still join */
+    atomic_int helpers;                          /* helpers inside */
+    atomic_int status;                           /* the first non-zero status */
+    _Alignas(CACHE_LINE) atomic_ptrdiff_t index; /* the next task */
+};
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t work, done;
+    struct job *open; /* jobs that want helpers, oldest first */
+    int workers, sleeping, cpus;
+    unsigned generation;                    /* counts the forks on the way to this process */
+    _Alignas(CACHE_LINE) atomic_int wanted; /* helpers wanted by all open jobs: what idle workers watch */
+    atomic_int idle;                        /* workers awake and without a job */
+    atomic_int waiting;                     /* callers asleep until their helpers leave */
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static _Thread_local struct thread {
+    struct job *job; /* the job whose task this thread is in */
+    bool is_caller;  /* of that job */
+    int64_t polled;  /* when it last polled */
+} me;
+
+static int (*_Atomic poll_function)(void);
+static atomic_int default_threads = 1;
+
+/* ---- time ---------------------------------------------------------------------------------------------------- */
+
+static int64_t clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void pause_cpu(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* `yield` is a no-op on most cores */
+#endif
+}
+
+/* When a thread that starts to spin now has to stop: at once where it would keep a core from those at work. */
+static int64_t spin_end(void)
+{
+    return pool.cpus > 1 && atomic_load(&pool.idle) < pool.cpus ? clock_ns() + SPIN_NS : 0;
+}
+
+static bool keep_spinning(int64_t end)
+{
+    if (end == 0) return false;
+    pause_cpu();
+    return clock_ns() < end;
+}
+
+/* The lock is held so briefly that a sleep costs more than a wait, unless its holder lost its core. */
+static void lock_pool(void)
+{
+    for (int tries = 0; tries < 100; tries++) {
+        if (pthread_mutex_trylock(&pool.lock) == 0) return;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&pool.lock);
+}
+
+static void unlock_pool(void) { pthread_mutex_unlock(&pool.lock); }
+
+/* ---- cancellation -------------------------------------------------------------------------------------------- */
+
+static void cancel(struct job *job, int status)
+{
+    int none = SA_OK;
+    atomic_compare_exchange_strong(&job->status, &none, status);
+}
+
+/* The poll may run anything: signal handlers, a job, fork(). It finds a thread without a job or a workspace. */
+static void poll_if_due(struct job *job)
+{
+    int64_t now = clock_ns();
+    int (*poll)(void) = atomic_load(&poll_function);
+    if (!poll || now - me.polled < POLL_NS) return;
+    struct thread saved = me;
+    unsigned generation = pool.generation;
+    me = (struct thread){.polled = now};
+    void *workspace = sa_suspend_workspace();
+    int status = poll();
+    sa_resume_workspace(workspace);
+    me = saved;
+    me.polled = clock_ns();
+    if (pool.generation != generation && atomic_exchange(&job->helpers, 0) > 0)
+        status = SA_INTERRUPTED; /* a forked child: the helpers, and what they were at, stayed behind */
+    if (status) cancel(job, SA_INTERRUPTED);
+}
+
+int sa_checkpoint(void)
+{
+    struct job *job = me.job;
+    if (!job) return SA_OK;
+    if (me.is_caller) poll_if_due(job);
+    return atomic_load(&job->status);
+}
+
+void sa_set_poll(int (*poll)(void)) { atomic_store(&poll_function, poll); }
+
+/* ---- workers ------------------------------------------------------------------------------------------------- */
+
+/* Does tasks of the job until none is left to begin, or the job is cancelled. */
+static void work_on(struct job *job, bool is_caller)
+{
+    me.job = job;
+    me.is_caller = is_caller;
+    while (atomic_load(&job->status) == SA_OK) {
+        ptrdiff_t index = atomic_fetch_add(&job->index, 1);
+        if (index >= job->count) break;
+        int status = job->task(job->context, index);
+        if (status) cancel(job, status);
+        sa_checkpoint();
+    }
+    me.job = NULL;
+    sa_release_workspace();
+}
+
+/* Takes a helper's place in the oldest open job, or returns NULL. The caller holds the lock. */
+static struct job *join_oldest(void)
+{
+    struct job *job = pool.open;
+    if (!job) return NULL;
+    if (--job->wanted == 0) pool.open = job->next;
+    atomic_fetch_sub(&pool.wanted, 1);
+    atomic_fetch_sub(&pool.idle, 1);
+    atomic_fetch_add(&job->helpers, 1);
+    return job;
+}
+
+static struct job *next_job(void)
+{
+    struct job *job = NULL;
+    for (int64_t end = spin_end(); !job && keep_spinning(end);) {
+        if (atomic_load(&pool.wanted) > 0 && pthread_mutex_trylock(&pool.lock) == 0) {
+            job = join_oldest();
+            unlock_pool();
+        }
+    }
+    if (job) return job;
+    lock_pool();
+    while (!(job = join_oldest())) {
+        atomic_fetch_sub(&pool.idle, 1);
+        pool.sleeping++;
+        pthread_cond_wait(&pool.work, &pool.lock);
+        pool.sleeping--;
+        atomic_fetch_add(&pool.idle, 1);
+    }
+    unlock_pool();
+    return job;
+}
+
+/* The job is gone as soon as its last helper has left. This worker is idle before that, so that the caller's next
+ * job doesn't wake a sleeper for nothing. */
+static void leave(struct job *job)
+{
+    atomic_fetch_add(&pool.idle, 1);
+    if (atomic_fetch_sub(&job->helpers, 1) == 1 && atomic_load(&pool.waiting) > 0) {
+        lock_pool();
+        pthread_cond_broadcast(&pool.done);
+        unlock_pool();
+    }
+}
+
+static void *worker(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        struct job *job = next_job();
+        work_on(job, false);
+        leave(job);
+    }
+    return NULL;
+}
+
+/* Starts workers until there are `count`, or the system refuses. The caller holds the lock. Workers take no signal
+ * but those of their own faults: Ctrl-C belongs to Python's main thread. Detached, they end with the process. */
+static void hire(int count)
+{
+    if (pool.workers >= count) return;
+    sigset_t signals, saved;
+    sigfillset(&signals);
+    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&signals, faults[i]);
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes)) return;
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, WORKER_STACK);
+    pthread_sigmask(SIG_SETMASK, &signals, &saved);
+    pthread_t thread;
+    while (pool.workers < count && pthread_create(&thread, &attributes, worker, NULL) == 0) {
+        pool.workers++;
+        atomic_fetch_add(&pool.idle, 1);
+    }
+    pthread_sigmask(SIG_SETMASK, &saved, NULL);
+    pthread_attr_destroy(&attributes);
+}
+
+/* ---- jobs ---------------------------------------------------------------------------------------------------- */
+
+/* Opens the job to helpers, and wakes as many sleepers as the idle ones don't cover. */
+static void open_job(struct job *job, int helpers)
+{
+    lock_pool();
+    hire(helpers);
+    job->wanted = helpers < pool.workers ? helpers : pool.workers;
+    if (job->wanted > 0) {
+        struct job **at = &pool.open;
+        while (*at) at = &(*at)->next;
+        *at = job;
+    }
+    int lacking = atomic_fetch_add(&pool.wanted, job->wanted) + job->wanted - atomic_load(&pool.idle);
+    int wake = lacking < pool.sleeping ? lacking : pool.sleeping;
+    unlock_pool();
+    for (; wake > 0; wake--) pthread_cond_signal(&pool.work);
+}
+
+static void close_job(struct job *job)
+{
+    lock_pool();
+    for (struct job **at = &pool.open; *at; at = &(*at)->next) {
+        if (*at == job) {
+            *at = job->next;
+            atomic_fetch_sub(&pool.wanted, job->wanted);
+            break;
+        }
+    }
+    unlock_pool();
+}
+
+/* Sleeps until a helper leaves its job as the last one, at most for the time between two polls. */
+static void sleep_while_helped(struct job *job)
+{
+    int64_t end = clock_ns() + POLL_NS;
+    struct timespec until = {.tv_sec = (time_t)(end / 1000000000), .tv_nsec = (long)(end % 1000000000)};
+    lock_pool();
+    atomic_fetch_add(&pool.waiting, 1); /* before the look at helpers, as leave() looks in the other order */
+    if (atomic_load(&job->helpers) > 0) pthread_cond_timedwait(&pool.done, &pool.lock, &until);
+    atomic_fetch_sub(&pool.waiting, 1);
+    unlock_pool();
+}
+
+static void wait_for_helpers(struct job *job)
+{
+    for (int64_t end = spin_end(); atomic_load(&job->helpers) > 0 && keep_spinning(end);)
+        ;
+    while (atomic_load(&job->helpers) > 0) {
+        sleep_while_helped(job);
+        poll_if_due(job);
+    }
+}
+
+static int run_serially(ptrdiff_t count, sa_task task, void *context)
+{
+    for (ptrdiff_t index = 0; index < count; index++) {
+        int status = sa_checkpoint();
+        if (!status) status = task(context, index);
+        if (status) return status;
+    }
+    return SA_OK;
+}
+
+int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads)
+{
+    if (me.job) return run_serially(count, task, context);
+    if (count <= 0) return SA_OK;
+    int threads = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
+    int helpers = (count < threads ? (int)count : threads) - 1;
+    struct job job = {.task = task, .context = context, .count = count};
+    int64_t now = clock_ns();
+    if (now - me.polled > POLL_NS) /* not for long: a short call needs no poll */
+        me.polled = now;
+    if (helpers > 0) open_job(&job, helpers);
+    work_on(&job, true);
+    if (helpers > 0) {
+        close_job(&job);
+        wait_for_helpers(&job);
+    }
+    return atomic_load(&job.status);
+}
+
+int sa_get_num_threads(void) { return atomic_load(&default_threads); }
+
+void sa_set_num_threads(int num_threads)
+{
+    int most = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
+    atomic_store(&default_threads, most > 1 ? most : 1);
+}
+
+int selfattn_get_num_threads(void) { return sa_get_num_threads(); }
+
+void selfattn_set_num_threads(int num_threads) { sa_set_num_threads(num_threads); }
+
+/* ---- birth and fork ------------------------------------------------------------------------------------------ */
+
+static void init_conditions(void)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&pool.work, NULL);
+    pthread_cond_init(&pool.done, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
+/* With the lock held, no other thread can be half-way through a change when the process is copied. */
+static void before_fork(void) { lock_pool(); }
+
+static void after_fork_in_parent(void) { unlock_pool(); }
+
+/* The child has one thread, which holds the lock: no workers, no jobs of others. */
+static void after_fork_in_child(void)
+{
+    init_conditions();
+    pool.open = NULL;
+    pool.workers = pool.sleeping = 0;
+    pool.generation++;
+    atomic_store(&pool.wanted, 0);
+    atomic_store(&pool.idle, 0);
+    atomic_store(&pool.waiting, 0);
+    unlock_pool();
+}
+
+static int count_cpus(void)
+{
+#ifdef __linux__
+    cpu_set_t mask;
+    if (sched_getaffinity(0, sizeof mask, &mask) == 0) return CPU_COUNT(&mask);
+#endif
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int)online : 1;
+}
+
+__attribute__((constructor)) static void start_pool(void)
+{
+    pool.cpus = count_cpus();
+    init_conditions();
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}

@@ -1,0 +1,41 @@
+/* The thread pool, the clock of interruption and the threads' scratch memory. pool.c is the only file with threads in it. */
+#ifndef SELFATTN_POOL_H
+#define SELFATTN_POOL_H
+
+#include <stddef.h>
+
+enum { SA_OK = 0, SA_INTERRUPTED = 1, SA_NO_MEMORY = 2 };
+
+/* One piece of a job. Returns SA_OK, or a status that cancels the tasks not yet begun. Tasks begin in the order of
+ * their index, on any thread: what a task writes may depend on its index and the context, never on its thread. */
+typedef int (*sa_task)(void *context, ptrdiff_t index);
+
+/* Runs task(context, 0 .. count - 1) on the calling thread and at most num_threads - 1 helpers. Returns when no
+ * thread touches the context any more: SA_OK, or the first non-zero status. May be called by several threads at once
+ * (they share the helpers); inside a task it runs serially on that thread. */
+int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads);
+
+/* Inside a long task: non-zero means stop early and return it. Polls, if that is due, on the thread that called
+ * sa_parallel_for. */
+int sa_checkpoint(void);
+
+/* The poll is called at most every 20 ms and only on the calling thread of a job; non-zero cancels the job with
+ * SA_INTERRUPTED. It may do anything, also run jobs of its own. If it forks, and helpers were at work, the child
+ * cannot complete the job: there sa_parallel_for returns SA_INTERRUPTED although no poll said so. */
+void sa_set_poll(int (*poll)(void));
+
+/* This thread's scratch for the task at hand: 64-byte aligned, with any content, grown on demand and kept for the
+ * next task. There is one per thread: a second call in a task returns the same memory, moved if it had to grow.
+ * NULL when out of memory. */
+void *sa_workspace(size_t bytes);
+
+/* Gives back every workspace not in use. Any thread, any time. */
+void sa_trim(void);
+
+/* The default for num_threads. The selfattn_ pair is the same, exported for tools like threadpoolctl. */
+int sa_get_num_threads(void);
+void sa_set_num_threads(int num_threads);
+__attribute__((visibility("default"))) int selfattn_get_num_threads(void);
+__attribute__((visibility("default"))) void selfattn_set_num_threads(int num_threads);
+
+#endif

@@ -1,0 +1,34 @@
+/* probe.inc.h -- what this machine can do at best: the yardsticks of the benchmarks. */
+
+/* Multiply-adds on registers alone. Returns the floating-point operations done. */
+static double peak_loop(ptrdiff_t iterations)
+{
+    enum { CHAINS = 12 };
+    vfloat sum[CHAINS], a = vsplat(0.999f), b = vsplat(1e-6f);
+    for (int i = 0; i < CHAINS; ++i)
+        sum[i] = vsplat((float)i);
+    for (ptrdiff_t n = 0; n < iterations; ++n)
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; ++i)
+            sum[i] = vfma(sum[i], a, b);
+    volatile float sink = 0.0f;
+    for (int i = 0; i < CHAINS; ++i)
+        sink += sum[i][0];
+    return 2.0 * LANES * CHAINS * (double)iterations;
+}
+
+static float read_loop(const float *data, ptrdiff_t n)
+{
+    vfloat sum[8];
+    for (int i = 0; i < 8; ++i)
+        sum[i] = vsplat(0.0f);
+    for (; n >= 8 * LANES; n -= 8 * LANES, data += 8 * LANES)
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i)
+            sum[i] += vload(data + i * LANES);
+    float total = 0.0f;
+    for (int i = 0; i < 8; ++i)
+        for (int j = 0; j < LANES; ++j)
+            total += sum[i][j];
+    return total;
+}

@@ -1,0 +1,18 @@
+/* SA_TARGET_BEGIN("avx2,fma") ... SA_TARGET_END: compile a region for one instruction set, without build flags.
+ * Everything that touches vectors must stand inside such a region: a helper defined before it would be compiled
+ * for the baseline (gcc warns, clang refuses). */
+#ifndef SELFATTN_TARGET_H
+#define SELFATTN_TARGET_H
+
+#define SA_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define SA_TARGET_BEGIN(isa) SA_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define SA_TARGET_END SA_PRAGMA(clang attribute pop)
+#elif defined(__GNUC__)
+#define SA_TARGET_BEGIN(isa) SA_PRAGMA(GCC push_options) SA_PRAGMA(GCC target(isa))
+#define SA_TARGET_END SA_PRAGMA(GCC pop_options)
+#else
+#error "selfattn needs gcc or clang (clang-cl on Windows): MSVC has no vector types"
+#endif
+
+#endif

@@ -1,0 +1,140 @@
+/* tile.inc.h -- the microkernel behind scores, values and linear layers.
+ *
+ *   C[rows x NV vectors] (+)= sum over p < depth, in order, of  A[row, p] * B[p, NV vectors]
+ *
+ * A is broadcast value by value from wherever it lies (any two byte strides, any alignment); B and C are panels:
+ * contiguous lanes, a fixed number of floats from one row to the next. Every sum is one chain of fused multiply-adds over
+ * p, begun at 0, whatever the tile it falls into: that is the canonical order, and it is why results do not depend on
+ * the instruction set, the batch or the thread. Long sums are several chains, added in order: their rounding errors grow
+ * with the square root of a chain's length. */
+
+/* A tile is at most 8 rows high: with more, rows 4096 bytes apart would not fit into one set of an 8-way L1 cache. */
+#if SA_VECTOR_BYTES == 64 || defined(__aarch64__) /* 32 registers: 24 sums + 4 of B + 1 of A */
+enum { MAX_NV = 4 };
+#define TILE_ROWS(nv) ((nv) == 4 ? 6 : 8)
+#elif SA_FMA /* 16 registers: 12 sums + 2 of B + 1 of A */
+enum { MAX_NV = 2 };
+#define TILE_ROWS(nv) ((nv) == 2 ? 6 : 8)
+#else /* a product needs a register of its own */
+enum { MAX_NV = 2 };
+#define TILE_ROWS(nv) 4
+#endif
+enum { MAX_TILE_ROWS = 8, PANEL_LANES = MAX_NV * LANES };
+
+struct operand { /* A */
+    const char *data;
+    ptrdiff_t row, col; /* bytes */
+};
+struct panel { /* B or C */
+    float *data;
+    ptrdiff_t stride; /* floats from row to row */
+};
+
+INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct operand a, const float *b,
+                          ptrdiff_t b_stride, vfloat c[MAX_TILE_ROWS][MAX_NV])
+{
+    for (ptrdiff_t p = 0; p < depth; ++p) {
+        vfloat bv[MAX_NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; ++v)
+            bv[v] = vload(b + v * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; ++i) {
+            vfloat av = vsplat(*(const scalar_any *)(a.data + i * a.row));
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; ++v)
+                c[i][v] = vfma(av, bv[v], c[i][v]);
+        }
+        a.data += a.col;
+        b += b_stride;
+    }
+}
+
+/* What happens to the sums: they become C, are added to C, are added to C times a factor for each lane; or they become
+ * C and raise the running maximum of each lane. */
+enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_MAX };
+
+INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdiff_t depth, struct operand a,
+                 const float *b, ptrdiff_t b_stride, struct panel c, vfloat lane[MAX_NV])
+{
+    vfloat sum[MAX_TILE_ROWS][MAX_NV];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; ++v)
+            sum[i][v] = vsplat(0.0f);
+    tile_multiply(rows, nv, depth, a, b, b_stride, sum);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; ++v) {
+            float *at = c.data + i * c.stride + v * LANES;
+            if (mode == TILE_ADD)
+                sum[i][v] += vload(at);
+            if (mode == TILE_RESCALE)
+                sum[i][v] = vfma(vload(at), lane[v], sum[i][v]);
+            vstore(at, sum[i][v]);
+            if (mode == TILE_MAX)
+                lane[v] = vmax(sum[i][v], lane[v]);
+        }
+}
+
+/* Any number of rows: full tiles, then 4, 2 and 1. */
+INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
+                        const float *b, ptrdiff_t b_stride, struct panel c, float *lanes)
+{
+    vfloat lane[MAX_NV];
+    for (int v = 0; v < nv; ++v)
+        lane[v] = mode == TILE_RESCALE ? vload(lanes + v * LANES) : vsplat(-INFINITY);
+#define SA_TILES(height)                                                                                               \
+    {                                                                                                                  \
+        tile(height, nv, mode, depth, a, b, b_stride, c, lane);                                                        \
+        a.data += (height) * a.row;                                                                                    \
+        c.data += (height) * c.stride;                                                                                 \
+        rows -= (height);                                                                                              \
+    }
+    while (rows >= TILE_ROWS(nv))
+        SA_TILES(TILE_ROWS(nv))
+    if (TILE_ROWS(nv) > 4 && rows >= 4)
+        SA_TILES(4)
+    if (rows >= 2)
+        SA_TILES(2)
+    if (rows >= 1)
+        SA_TILES(1)
+#undef SA_TILES
+    if (mode == TILE_MAX)
+        for (int v = 0; v < nv; ++v)
+            vstore(lanes + v * LANES, lane[v]);
+}
+
+/* For nv = 1 .. MAX_NV vectors. TILE_RESCALE reads `lanes`, TILE_MAX writes the maximum of each lane there. */
+#define SA_MULTIPLY(name, mode)                                                                                        \
+    static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const float *b, ptrdiff_t b_stride,    \
+                     struct panel c, float *lanes)                                                                     \
+    {                                                                                                                  \
+        if (nv == 1)                                                                                                   \
+            multiply_nv(1, mode, rows, depth, a, b, b_stride, c, lanes);                                               \
+        else if (nv == 2)                                                                                              \
+            multiply_nv(2, mode, rows, depth, a, b, b_stride, c, lanes);                                               \
+        else if (MAX_NV > 2 && nv == 3)                                                                                \
+            multiply_nv(MAX_NV > 2 ? 3 : 1, mode, rows, depth, a, b, b_stride, c, lanes);                              \
+        else if (MAX_NV > 2)                                                                                           \
+            multiply_nv(MAX_NV > 2 ? 4 : 1, mode, rows, depth, a, b, b_stride, c, lanes);                              \
+    }
+SA_MULTIPLY(multiply_store, TILE_STORE)
+SA_MULTIPLY(multiply_add, TILE_ADD)
+SA_MULTIPLY(multiply_rescale, TILE_RESCALE)
+SA_MULTIPLY(multiply_max, TILE_MAX)
+#undef SA_MULTIPLY
+
+/* C = A * B over a depth of any length: chains of `chain` terms, added in order. */
+static void multiply_long(int nv, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a, const float *b,
+                          ptrdiff_t b_stride, struct panel c)
+{
+    multiply_store(nv, rows, depth < chain ? depth : chain, a, b, b_stride, c, NULL);
+    for (ptrdiff_t p = chain; p < depth; p += chain) {
+        a.data += chain * a.col;
+        b += chain * b_stride;
+        multiply_add(nv, rows, depth - p < chain ? depth - p : chain, a, b, b_stride, c, NULL);
+    }
+}

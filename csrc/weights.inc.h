@@ -1,0 +1,56 @@
+/* weights.inc.h -- the attention weights themselves, for looking at: two passes over the scores, the first for each
+ * lane's maximum and sum, the second for the weights, written out row by row. */
+
+/* Row i of a LANES x keys piece of the output: lanes become rows. */
+static void store_weights(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
+                          const struct block *b)
+{
+    ptrdiff_t keys = b->last - b->first;
+    for (int v = 0; v < p->nv; ++v)
+        for (ptrdiff_t k = 0; k < keys; k += LANES) {
+            vfloat tile[LANES];
+            for (ptrdiff_t j = 0; j < LANES; ++j)
+                tile[j] = k + j < keys ? vload(b->scores + (k + j) * p->width + v * LANES) : vsplat(0.0f);
+            vtranspose(tile);
+            for (ptrdiff_t i = 0; i < LANES && v * LANES + i < p->rows; ++i)
+                store_row(out_row(a, t, p->row0 + v * LANES + i) + (b->first + k) * a->out.col, a->out.col,
+                          smaller(LANES, keys - k), tile[i]);
+        }
+}
+
+static void clear_rows(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p)
+{
+    for (ptrdiff_t i = 0; i < p->rows; ++i)
+        for (ptrdiff_t k = 0; k < a->kv_len; ++k)
+            *(scalar_any *)(out_row(a, t, p->row0 + i) + k * a->out.col) = 0.0f;
+}
+
+static int attention_weights(const struct sa_attention *a, const struct sa_tile *t, void *workspace)
+{
+    struct lanes panels[MAX_PANELS];
+    struct block b = {.scores = workspace, .bias = (float *)workspace + panel_floats(SA_KEY_BLOCK)};
+    struct scaling scaling = scaling_of(a);
+    int count = set_panels(a, t, b.bias + panel_floats(SA_KEY_BLOCK), 0, scaling.query, panels);
+    int status = attend(a, t, scaling, panels, count, &b);
+    for (int i = 0; i < count && !status; ++i) {
+        struct lanes *p = &panels[i];
+        clear_rows(a, t, p);
+        for (ptrdiff_t key = p->min_first / SA_KEY_BLOCK * SA_KEY_BLOCK; key < p->max_last; key += SA_KEY_BLOCK) {
+            if (!score_block(a, t, p, scaling, key, &b))
+                continue;
+            for (int v = 0; v < p->nv; ++v) {
+                vfloat max = vload(p->total.max + v * LANES), sum = vload(p->total.sum + v * LANES);
+                max = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
+                vfloat inverse = vselect(sum == vsplat(0.0f), sum, vsplat(1.0f) / sum);
+                for (ptrdiff_t k = 0; k < b.last - b.first; ++k) {
+                    float *score = b.scores + k * p->width + v * LANES;
+                    vstore(score, vexp2((vload(score) - max) * vsplat(scaling.c)) * inverse);
+                }
+            }
+            store_weights(a, t, p, &b);
+        }
+        if (!status)
+            status = sa_checkpoint();
+    }
+    return status;
+}

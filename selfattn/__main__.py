@@ -1,0 +1,8 @@
+"""``python -m selfattn`` is the command ``selfattn``."""
+
+import sys
+
+from selfattn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The C kernels as Cython sees them (csrc/kernels.h), and what _stack.pyx borrows from _kernels.pyx.
+
+Only _kernels links csrc: one copy of the pool, one dispatch. _stack reaches the operators through the functions below.
+"""
+
+from libc.stdint cimport int64_t
+
+cdef extern from "kernels.h" nogil:
+    enum:
+        SA_MAX_LEADING
+        SA_OK
+        SA_INTERRUPTED
+        SA_NO_MEMORY
+
+    enum sa_causal:
+        SA_NOT_CAUSAL
+        SA_CAUSAL
+
+    enum sa_activation:
+        SA_IDENTITY
+        SA_GELU
+        SA_GELU_TANH
+        SA_RELU
+        SA_SILU
+
+    struct sa_array:
+        char *data
+        ptrdiff_t leading[16]
+        ptrdiff_t head
+        ptrdiff_t row
+        ptrdiff_t col
+
+    struct sa_attention:
+        sa_array query, key, value, out, mask, bias, lse
+        int num_leading
+        ptrdiff_t leading_shape[16]
+        ptrdiff_t items, num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim
+        const int64_t *cu_seqlens_q
+        const int64_t *cu_seqlens_kv
+        const int64_t *kv_lengths
+        ptrdiff_t items_per_length
+        float scale
+        sa_causal causal
+        int bottom_right
+
+    struct sa_linear:
+        const float *x
+        const float *packed
+        const float *bias
+        const float *residual
+        float *y
+        ptrdiff_t x_stride, y_stride, residual_stride, rows, depth, width
+        sa_activation activation
+
+    struct sa_norm:
+        const float *x
+        const float *weight
+        const float *bias
+        float *y
+        ptrdiff_t rows, width
+        double eps
+        int rms
+
+    struct sa_kernels:
+        const char *isa
+        int lanes
+        ptrdiff_t panel_width
+        void (*pack_weights)(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
+                             float *packed) noexcept nogil
+        double (*peak_loop)(ptrdiff_t iterations) noexcept nogil
+        float (*read_loop)(const float *data, ptrdiff_t n) noexcept nogil
+
+cdef const sa_kernels *active_kernels() noexcept nogil
+cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int weights, int threads) noexcept nogil
+cdef int run_linear(const sa_kernels *kernels, const sa_linear *args, int threads) noexcept nogil
+cdef int run_norm(const sa_kernels *kernels, const sa_norm *args, int threads) noexcept nogil
+cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const float *gate_up, ptrdiff_t rows,
+                  ptrdiff_t width, float *y, int threads) noexcept nogil
+cdef int raise_status(int status) except -1
+cdef sa_activation activation_code(str name) except *
+cdef float *data_of(object array) except? NULL
+cdef object pack(const sa_kernels *kernels, object weight)

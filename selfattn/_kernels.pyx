@@ -1,0 +1,318 @@
+"""The operators' bindings: take arrays as they lie, release the GIL, call C. No arithmetic and no validation here;
+selfattn.attention and selfattn.layers have checked shapes and dtypes."""
+
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_Occurred
+from libc.string cimport memset
+
+import sys
+
+import numpy as np
+
+cdef extern from "kernels.h" nogil:
+    const sa_kernels *sa_active()
+    const sa_kernels *sa_available(int index)
+    int sa_use(const char *isa)
+    int sa_attention_run(const sa_kernels *, const sa_attention *, int weights, int threads)
+    int sa_linear_run(const sa_kernels *, const sa_linear *, int threads)
+    int sa_norm_run(const sa_kernels *, const sa_norm *, int threads)
+    int sa_activate_run(const sa_kernels *, sa_activation, float *x, ptrdiff_t n, int threads)
+    int sa_gate_run(const sa_kernels *, sa_activation, const float *, ptrdiff_t, ptrdiff_t, float *, int threads)
+
+cdef extern from "pool.h" nogil:
+    void sa_set_poll(int (*poll)() noexcept nogil)
+    void sa_trim()
+    int sa_get_num_threads()
+    void sa_set_num_threads(int num_threads)
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals()
+
+cdef extern from *:
+    """
+    #ifdef __clang__
+    #define SA_COMPILER "clang " __clang_version__
+    #else
+    #define SA_COMPILER "gcc " __VERSION__
+    #endif
+    """
+    const char *SA_COMPILER
+
+MAX_LEADING = SA_MAX_LEADING
+
+# ---- the runtime ----
+
+
+cdef int _poll() noexcept with gil:
+    """Non-zero, with the exception set, when a signal handler raised (Ctrl-C)."""
+    return PyErr_CheckSignals()
+
+
+sa_set_poll(<int (*)() noexcept nogil>_poll)
+
+
+cdef int raise_status(int status) except -1:
+    if status == SA_OK:
+        return 0
+    if status == SA_NO_MEMORY:
+        raise MemoryError("selfattn: no memory for a thread's workspace")
+    if PyErr_Occurred() == NULL:
+        raise KeyboardInterrupt
+    return -1
+
+
+def active_isa():
+    return sa_active().isa.decode()
+
+
+def available_isas():
+    names = []
+    while sa_available(len(names)) != NULL:
+        names.append(sa_available(len(names)).isa.decode())
+    return names
+
+
+def use_isa(str name not None):
+    if sa_use(name.encode()) != 0:
+        raise ValueError(f"instruction set {name!r} is not available here; available: {', '.join(available_isas())}")
+
+
+def get_num_threads():
+    return sa_get_num_threads()
+
+
+def set_num_threads(int num_threads):
+    sa_set_num_threads(num_threads)
+
+
+def trim():
+    sa_trim()
+
+
+def build_info():
+    return {
+        "compiler": SA_COMPILER.decode(),
+        "instruction_set": active_isa(),
+        "lanes": str(sa_active().lanes),
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+    }
+
+# ---- what _stack.pyx borrows ----
+
+
+cdef const sa_kernels *active_kernels() noexcept nogil:
+    return sa_active()
+
+
+cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int weights, int threads) noexcept nogil:
+    return sa_attention_run(kernels, args, weights, threads)
+
+
+cdef int run_linear(const sa_kernels *kernels, const sa_linear *args, int threads) noexcept nogil:
+    return sa_linear_run(kernels, args, threads)
+
+
+cdef int run_norm(const sa_kernels *kernels, const sa_norm *args, int threads) noexcept nogil:
+    return sa_norm_run(kernels, args, threads)
+
+
+cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const float *gate_up, ptrdiff_t rows,
+                  ptrdiff_t width, float *y, int threads) noexcept nogil:
+    return sa_gate_run(kernels, activation, gate_up, rows, width, y, threads)
+
+
+cdef dict ACTIVATIONS = {None: SA_IDENTITY, "gelu": SA_GELU, "gelu_tanh": SA_GELU_TANH, "relu": SA_RELU, "silu": SA_SILU}
+
+
+cdef sa_activation activation_code(str name) except *:
+    return ACTIVATIONS[name]
+
+
+cdef float *data_of(object array) except? NULL:
+    """Address of a C-contiguous float32 array; the caller keeps the array alive."""
+    cdef Py_buffer view
+    if array is None:
+        return NULL
+    PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+    cdef float *data = <float *>view.buf
+    PyBuffer_Release(&view)
+    return data
+
+
+cdef object pack(const sa_kernels *kernels, object weight):
+    """A (depth, width) float32 weight of any strides, as panels: a flat float32 array."""
+    cdef Py_buffer view
+    cdef ptrdiff_t depth = weight.shape[0], width = weight.shape[1], lanes = kernels.lanes
+    packed = np.empty(depth * ((width + lanes - 1) // lanes * lanes), np.float32)
+    cdef float *data = data_of(packed)
+    PyObject_GetBuffer(weight, &view, PyBUF_STRIDES)
+    with nogil:
+        kernels.pack_weights(<const char *>view.buf, view.strides[0], view.strides[1], depth, width, data)
+    PyBuffer_Release(&view)
+    return packed
+
+# ---- attention ----
+
+
+cdef void lay_out(sa_array *array, const Py_buffer *view, int columns, int num_leading) noexcept:
+    """Strides of (leading..., head, row[, column]) from the right; what is missing or of size 1 is broadcast."""
+    cdef int dim, axis
+    cdef ptrdiff_t stride
+    memset(array, 0, sizeof(sa_array))
+    array.data = <char *>view.buf
+    for axis in range(view.ndim):
+        dim = view.ndim - 1 - axis  # counted from the right
+        stride = 0 if view.shape[axis] == 1 else view.strides[axis]
+        if dim < columns:
+            array.col = stride
+        elif dim == columns:
+            array.row = stride
+        elif dim == columns + 1:
+            array.head = stride
+        else:
+            array.leading[num_leading - 1 - (dim - columns - 2)] = stride
+
+
+def attention(query, key, value, out, mask, bias, lse, kv_lengths, tuple leading, tuple sizes, float scale,
+              bint causal, bint bottom_right, bint weights, int num_threads):
+    """sizes = (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim). With `weights`, out is (..., kv_len)."""
+    cdef sa_attention args
+    cdef Py_buffer views[8]
+    cdef int used = 0, status = SA_OK, axis
+    memset(&args, 0, sizeof(args))
+    args.num_leading = len(leading)
+    args.items = 1
+    for axis in range(args.num_leading):
+        args.leading_shape[axis] = leading[axis]
+        args.items *= args.leading_shape[axis]
+    args.num_heads, args.num_kv_heads, args.q_len, args.kv_len, args.head_dim, args.value_dim = sizes
+    args.scale, args.causal = scale, SA_CAUSAL if causal else SA_NOT_CAUSAL
+    args.bottom_right = bottom_right
+    cdef sa_array *arrays[7]
+    arrays[:] = [&args.query, &args.key, &args.value, &args.out, &args.mask, &args.bias, &args.lse]
+    try:
+        for axis, array in enumerate((query, key, value, out, mask, bias, lse)):
+            if array is not None:
+                writable = axis == 3 or axis == 6
+                PyObject_GetBuffer(array, &views[used], PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+                lay_out(arrays[axis], &views[used], 0 if axis == 6 else 1, args.num_leading)
+                used += 1
+        if kv_lengths is not None:
+            PyObject_GetBuffer(kv_lengths, &views[used], PyBUF_STRIDES)
+            args.kv_lengths = <const int64_t *>views[used].buf
+            args.items_per_length = args.items // kv_lengths.shape[0] if kv_lengths.shape[0] else 1
+            used += 1
+        with nogil:
+            status = sa_attention_run(sa_active(), &args, weights, num_threads)
+    finally:
+        while used:
+            used -= 1
+            PyBuffer_Release(&views[used])
+    raise_status(status)
+
+# ---- linear layers, norms, activations ----
+
+
+def linear(x not None, weight not None, bias, str activation, int num_threads):
+    """act(x @ weight + bias): x (..., depth), weight (depth, width) of any strides, packed here and now."""
+    cdef const sa_kernels *kernels = sa_active()
+    cdef sa_linear args
+    cdef int status
+    x = np.ascontiguousarray(x)
+    bias = None if bias is None else np.ascontiguousarray(bias)
+    y = np.empty((*x.shape[:x.ndim - 1], weight.shape[1]), np.float32)
+    packed = pack(kernels, weight)
+    memset(&args, 0, sizeof(args))
+    args.x, args.packed, args.bias, args.y = data_of(x), data_of(packed), data_of(bias), data_of(y)
+    args.depth, args.width = weight.shape[0], weight.shape[1]
+    args.rows = y.size // args.width if args.width else 0
+    args.x_stride, args.y_stride = args.depth, args.width
+    args.activation = activation_code(activation)
+    with nogil:
+        status = sa_linear_run(kernels, &args, num_threads)
+    raise_status(status)
+    return y
+
+
+cdef object normalize(x, weight, bias, double eps, int rms, int num_threads):
+    cdef sa_norm args
+    cdef int status
+    x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
+    bias = None if bias is None else np.ascontiguousarray(bias)
+    y = np.empty_like(x)
+    args.x, args.weight, args.bias, args.y = data_of(x), data_of(weight), data_of(bias), data_of(y)
+    args.width = x.shape[x.ndim - 1]
+    args.rows = x.size // args.width if args.width else 0
+    args.eps, args.rms = eps, rms
+    with nogil:
+        status = sa_norm_run(sa_active(), &args, num_threads)
+    raise_status(status)
+    return y
+
+
+def layer_norm(x not None, weight not None, bias, double eps, int num_threads):
+    return normalize(x, weight, bias, eps, 0, num_threads)
+
+
+def rms_norm(x not None, weight not None, double eps, int num_threads):
+    return normalize(x, weight, None, eps, 1, num_threads)
+
+
+cdef object activate(x, sa_activation activation):
+    cdef int status
+    y = np.array(x, np.float32, order="C")
+    cdef float *data = data_of(y)
+    cdef ptrdiff_t n = y.size
+    with nogil:
+        status = sa_activate_run(sa_active(), activation, data, n, sa_get_num_threads())
+    raise_status(status)
+    return y
+
+
+def gelu(x not None):
+    return activate(x, SA_GELU)
+
+
+def gelu_tanh(x not None):
+    return activate(x, SA_GELU_TANH)
+
+
+def relu(x not None):
+    return activate(x, SA_RELU)
+
+
+def silu(x not None):
+    return activate(x, SA_SILU)
+
+# ---- yardsticks ----
+
+
+def measure_peak(double seconds=0.2):
+    """GFLOP/s of multiply-adds on one thread, with the active instruction set: the best of rounds within `seconds`."""
+    import time
+    cdef const sa_kernels *kernels = sa_active()
+    cdef double best = 0.0, flops
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        with nogil:
+            flops = kernels.peak_loop(1000000)
+        best = max(best, flops / (time.perf_counter() - begin) * 1e-9)
+    return best
+
+
+def measure_read_bandwidth(ptrdiff_t nbytes=1 << 28, int rounds=5):
+    """GB/s of reading `nbytes` of memory on one thread: the best of `rounds`."""
+    import time
+    cdef const sa_kernels *kernels = sa_active()
+    cdef double best = 0.0
+    cdef ptrdiff_t n = nbytes // 4
+    data = np.ones(n, np.float32)
+    cdef float *begin_of = data_of(data)
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        with nogil:
+            kernels.read_loop(begin_of, n)
+        best = max(best, n * 4 / (time.perf_counter() - begin) * 1e-9)
+    return best

@@ -1,0 +1,27 @@
+"""The road from a word to its context: a cell, cells side by side, layers in depth.
+
+cell.py          SelfAttentionCell: three matrices, one head
+multihead.py     MultiHeadSelfAttention: cells side by side
+norm.py          LayerNorm, RMSNorm
+feed_forward.py  FeedForward
+encoder.py       EncoderLayer, Encoder: layers in depth
+weights.py       an encoder as one safetensors file
+ragged.py        batches without padding
+base.py          what a weight is
+"""
+
+from selfattn.layers.cell import SelfAttentionCell
+from selfattn.layers.encoder import Encoder, EncoderLayer
+from selfattn.layers.feed_forward import FeedForward
+from selfattn.layers.multihead import MultiHeadSelfAttention
+from selfattn.layers.norm import LayerNorm, RMSNorm
+
+__all__ = [
+    "Encoder",
+    "EncoderLayer",
+    "FeedForward",
+    "LayerNorm",
+    "MultiHeadSelfAttention",
+    "RMSNorm",
+    "SelfAttentionCell",
+]

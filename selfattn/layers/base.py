@@ -1,0 +1,103 @@
+"""What every layer is made of: named float32 arrays that nobody can change any more."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+
+class Layer:
+    """The common part of the layers, which are frozen dataclasses: a short repr, and pickling.
+
+    Unpickling goes through the constructor, so the arrays are checked and read-only again and nothing derived
+    from them (packed weights) travels along.
+    """
+
+    def __repr__(self) -> str:
+        settings = ((name, getattr(self, name)) for name in self._names())
+        shown = (
+            f"{name}={'x'.join(map(str, value.shape)) if isinstance(value, np.ndarray) else repr(value)}"
+            for name, value in settings
+            if value is not None
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), {name: getattr(self, name) for name in self._names()})
+
+    def _names(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+
+    def _set(self, **values: Any) -> None:
+        """Fills fields of a frozen instance, in __post_init__ only."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def _rebuild(cls: type[Layer], values: dict[str, Any]) -> Layer:
+    return cls(**values)
+
+
+def weight(name: str, array: npt.ArrayLike, ndim: int) -> Array:
+    """`array` as a read-only float32 array of any strides; raises for a dtype, rank or value that cannot be a
+    weight. A writable array is copied: a later write to it would not reach the weights packed from it.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind in "biu" or not np.can_cast(array.dtype, np.float32, "same_kind"):
+        raise TypeError(f"{name} has dtype {array.dtype}; weights are floating, kept as float32")
+    if array.ndim != ndim:
+        expected = ("(width,)", "(d_in, d_out)")[ndim - 1]
+        raise ValueError(f"{name} has shape {array.shape}; it needs {expected}")
+    if not array.size:
+        raise ValueError(f"{name} has shape {array.shape}; no dimension of a weight may be 0")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=array.flags.writeable or not array.flags.aligned)
+    bad = ~np.isfinite(array)
+    if bad.any():
+        first = ", ".join(map(str, np.argwhere(bad)[0]))
+        raise ValueError(
+            f"{name} holds {bad.sum()} NaN or Inf (as float32) among {array.size} values, the first at "
+            f"[{first}]; load the weights again"
+        )
+    array.flags.writeable = False
+    return array
+
+
+def bias(name: str, array: npt.ArrayLike | None, width: int) -> Array | None:
+    """None, or a weight of shape (width,)."""
+    if array is None:
+        return None
+    array = weight(name, array, 1)
+    if array.shape != (width,):
+        raise ValueError(f"{name} has {array.shape[0]} values; the outputs it is added to are {width}")
+    return array
+
+
+def same(what: str, **sizes: int) -> None:
+    """Raises unless all sizes agree."""
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{size} in {name}" for name, size in sizes.items())
+        raise ValueError(f"{what} differs: {listed}; they must agree")
+
+
+def join_biases(biases: list[Array | None], widths: list[int]) -> Array | None:
+    """The biases of matrices put side by side: None when none has any, zeros for those without."""
+    if all(one is None for one in biases):
+        return None
+    return np.concatenate(
+        [
+            np.zeros(width, np.float32) if one is None else one
+            for one, width in zip(biases, widths, strict=True)
+        ]
+    )
+
+
+def initial_weight(rng: np.random.Generator, d_in: int, d_out: int) -> Array:
+    """(d_in, d_out) normal with variance 1/d_in, so that outputs are about as large as inputs."""
+    out: Array = rng.standard_normal((d_in, d_out)) / np.sqrt(d_in)
+    return out.astype(np.float32)

@@ -1,0 +1,89 @@
+"""The feed-forward network of a layer: what a word does with its context, each word for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from selfattn import _kernels
+from selfattn.layers.base import Array, Layer, bias, initial_weight, same, weight
+from selfattn.layers.ragged import check_words
+from selfattn.runtime import resolve_num_threads
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FeedForward(Layer):
+    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)) (Shazeer 2020, "GLU Variants").
+
+    up_weight, gate_weight (d_model, d_ff); down_weight (d_ff, d_out); biases (d_ff,), (d_ff,), (d_out,) or
+    None. activation: "gelu" (exact), "gelu_tanh", "relu", "silu".
+    """
+
+    up_weight: Array
+    down_weight: Array
+    up_bias: Array | None = None
+    down_bias: Array | None = None
+    gate_weight: Array | None = None
+    gate_bias: Array | None = None
+    activation: str = "gelu"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r} is not one of {ACTIVATIONS}")
+        up, down = weight("up_weight", self.up_weight, 2), weight("down_weight", self.down_weight, 2)
+        d_ff = up.shape[1]
+        same("d_ff", up_weight=d_ff, down_weight=len(down))
+        self._set(up_weight=up, down_weight=down, up_bias=bias("up_bias", self.up_bias, d_ff))
+        self._set(down_bias=bias("down_bias", self.down_bias, down.shape[1]))
+        if self.gate_weight is None:
+            if self.gate_bias is not None:
+                raise ValueError("gate_bias needs a gate_weight")
+            return
+        gate = weight("gate_weight", self.gate_weight, 2)
+        same("d_model", up_weight=len(up), gate_weight=len(gate))
+        same("d_ff", up_weight=d_ff, gate_weight=gate.shape[1])
+        self._set(gate_weight=gate, gate_bias=bias("gate_bias", self.gate_bias, d_ff))
+
+    @classmethod
+    def initialize(
+        cls,
+        d_model: int,
+        d_ff: int,
+        *,
+        activation: str = "gelu",
+        gated: bool = False,
+        bias: bool = True,
+        rng: np.random.Generator,
+    ) -> FeedForward:
+        """Random weights and, with `bias`, zero biases; d_model in and out."""
+        up, down = initial_weight(rng, d_model, d_ff), initial_weight(rng, d_ff, d_model)
+        gate = initial_weight(rng, d_model, d_ff) if gated else None
+        hidden, out = (np.zeros(width, np.float32) if bias else None for width in (d_ff, d_model))
+        return cls(up, down, hidden, out, gate, hidden if gated else None, activation)
+
+    @property
+    def d_model(self) -> int:
+        """The width of a word's vector."""
+        return self.up_weight.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """The width of the result."""
+        return self.down_weight.shape[1]
+
+    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
+        """x (..., d_model) float32 -> (..., d_out)."""
+        words = check_words(x, self.d_model)
+        rows = words.reshape(-1, self.d_model) if words.size else words.reshape(0, self.d_model)
+        threads = resolve_num_threads(num_threads)
+        if self.gate_weight is None:
+            hidden = _kernels.linear(rows, self.up_weight, self.up_bias, self.activation, threads)
+        else:
+            hidden = _kernels.linear(rows, self.gate_weight, self.gate_bias, self.activation, threads)
+            hidden *= _kernels.linear(rows, self.up_weight, self.up_bias, None, threads)
+        out = _kernels.linear(hidden, self.down_weight, self.down_bias, None, threads)
+        return out.reshape(*words.shape[:-1], self.d_out)

@@ -1,0 +1,235 @@
+"""Cells side by side: several self-attention cells over the same words, each with a relation of its own."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selfattn import _kernels
+from selfattn.layers.base import Array, Layer, bias, initial_weight, join_biases, same, weight
+from selfattn.layers.cell import SelfAttentionCell
+from selfattn.layers.ragged import Ragged
+from selfattn.runtime import resolve_num_threads
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MultiHeadSelfAttention(Layer):
+    """Multi-head self-attention ("Attention Is All You Need", section 3.2.2), with grouped key/value heads.
+
+    query_weight (d_model, num_heads * head_dim), key_weight (d_model, num_kv_heads * head_dim),
+    value_weight (d_model, num_kv_heads * value_dim); output_weight (num_heads * value_dim, d_out) mixes the
+    heads, or None leaves them side by side. Biases have the width of their outputs. Head h owns columns h *
+    head_dim to (h + 1) * head_dim; query head h reads key/value head h // (num_heads / num_kv_heads).
+    """
+
+    query_weight: Array
+    key_weight: Array
+    value_weight: Array
+    output_weight: Array | None = None
+    query_bias: Array | None = None
+    key_bias: Array | None = None
+    value_bias: Array | None = None
+    output_bias: Array | None = None
+    _: KW_ONLY
+    num_heads: int
+    num_kv_heads: int = None  # type: ignore[assignment]  # None: num_heads
+    causal: bool = False
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        self._set(num_heads=operator.index(self.num_heads), num_kv_heads=operator.index(kv_heads))
+        self._set(causal=bool(self.causal), scale=None if self.scale is None else float(self.scale))
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise ValueError(f"scale={self.scale} must be finite")
+        if self.num_heads < 1 or self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            heads, kv_heads = self.num_heads, self.num_kv_heads
+            raise ValueError(f"num_heads={heads} is not a multiple of num_kv_heads={kv_heads}")
+        query, key, value = (weight(f"{n}_weight", getattr(self, f"{n}_weight"), 2) for n in _ROLES)
+        same("d_model", query_weight=len(query), key_weight=len(key), value_weight=len(value))
+        head_dim = _per_head("query_weight", query, "num_heads", self.num_heads)
+        key_dim = _per_head("key_weight", key, "num_kv_heads", self.num_kv_heads)
+        same("head_dim", query_weight=head_dim, key_weight=key_dim)
+        _per_head("value_weight", value, "num_kv_heads", self.num_kv_heads)
+        self._set(query_weight=query, key_weight=key, value_weight=value)
+        for name, matrix in zip(_ROLES, (query, key, value), strict=True):
+            self._set(
+                **{f"{name}_bias": bias(f"{name}_bias", getattr(self, f"{name}_bias"), matrix.shape[1])}
+            )
+        self._check_output()
+
+    def _check_output(self) -> None:
+        if self.output_weight is None:
+            if self.output_bias is not None:
+                raise ValueError("output_bias needs an output_weight")
+            return
+        output = weight("output_weight", self.output_weight, 2)
+        joined = self.num_heads * self.value_dim
+        if len(output) != joined:
+            raise ValueError(
+                f"output_weight has {len(output)} rows; num_heads={self.num_heads} heads of "
+                f"value_dim={self.value_dim} need {joined}"
+            )
+        self._set(output_weight=output, output_bias=bias("output_bias", self.output_bias, output.shape[1]))
+
+    @classmethod
+    def from_cells(
+        cls,
+        cells: Sequence[SelfAttentionCell],
+        output_weight: Array | None = None,
+        output_bias: Array | None = None,
+        *,
+        causal: bool = False,
+        scale: float | None = None,
+    ) -> MultiHeadSelfAttention:
+        """Puts cells side by side, one head each; `.cells` gives them back. All cells need the same d_model,
+        head_dim and value_dim. Where only some cells have a bias the others get zeros.
+        """
+        if not cells:
+            raise ValueError("from_cells got 0 cells; it needs at least 1")
+        for what in ("d_model", "head_dim", "value_dim"):
+            same(what, **{f"cells[{i}]": getattr(cell, what) for i, cell in enumerate(cells)})
+        joined: dict[str, Any] = {}
+        for role in _ROLES:
+            weights = [getattr(cell, f"{role}_weight") for cell in cells]
+            joined[f"{role}_weight"] = np.concatenate(weights, axis=1)
+            biases = [getattr(cell, f"{role}_bias") for cell in cells]
+            joined[f"{role}_bias"] = join_biases(biases, [w.shape[1] for w in weights])
+        return cls(
+            **joined,
+            output_weight=output_weight,
+            output_bias=output_bias,
+            num_heads=len(cells),
+            causal=causal,
+            scale=scale,
+        )
+
+    @classmethod
+    def initialize(
+        cls,
+        d_model: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        bias: bool = False,
+        causal: bool = False,
+        scale: float | None = None,
+        rng: np.random.Generator,
+    ) -> MultiHeadSelfAttention:
+        """Random weights with an output_weight back to d_model and, with `bias`, zero biases; head_dim is by
+        default d_model / num_heads.
+        """
+        if head_dim is None and (num_heads < 1 or d_model % num_heads):
+            raise ValueError(f"d_model={d_model} is not a multiple of num_heads={num_heads}; pass head_dim")
+        kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        head_dim = d_model // num_heads if head_dim is None else head_dim
+        value_dim = head_dim if value_dim is None else value_dim
+        widths = (num_heads * head_dim, kv_heads * head_dim, kv_heads * value_dim)
+        shapes = [*((d_model, width) for width in widths), (num_heads * value_dim, d_model)]
+        weights = [initial_weight(rng, *shape) for shape in shapes]
+        biases = [np.zeros(shape[1], np.float32) if bias else None for shape in shapes]
+        settings = {"num_heads": num_heads, "num_kv_heads": kv_heads, "causal": causal, "scale": scale}
+        return cls(*weights, *biases, **settings)  # type: ignore[arg-type]
+
+    @property
+    def d_model(self) -> int:
+        """The width of a word's vector."""
+        return self.query_weight.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one head's query and key."""
+        return self.query_weight.shape[1] // self.num_heads
+
+    @property
+    def value_dim(self) -> int:
+        """The width of one head's value."""
+        return self.value_weight.shape[1] // self.num_kv_heads
+
+    @property
+    def d_out(self) -> int:
+        """The width of the result: the columns of output_weight, or the heads side by side."""
+        return self.num_heads * self.value_dim if self.output_weight is None else self.output_weight.shape[1]
+
+    @property
+    def cells(self) -> list[SelfAttentionCell]:
+        """One cell per query head, on views of these weights; a group's cells share key and value columns."""
+        group = self.num_heads // self.num_kv_heads
+
+        def columns(role: str, head: int, width: int) -> dict[str, Array | None]:
+            own = slice(head * width, (head + 1) * width)
+            offset = getattr(self, f"{role}_bias")
+            matrix = getattr(self, f"{role}_weight")
+            return {f"{role}_weight": matrix[:, own], f"{role}_bias": None if offset is None else offset[own]}
+
+        return [
+            SelfAttentionCell(
+                **columns("query", head, self.head_dim),  # type: ignore[arg-type]
+                **columns("key", head // group, self.head_dim),  # type: ignore[arg-type]
+                **columns("value", head // group, self.value_dim),  # type: ignore[arg-type]
+            )
+            for head in range(self.num_heads)
+        ]
+
+    def __call__(
+        self,
+        x: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        cu_seqlens: npt.ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Array:
+        """x (..., d_model) -> (..., d_out), float32; x, lengths and cu_seqlens as for a SelfAttentionCell."""
+        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        query, key, value = self._project(words, num_threads)
+        how = {"causal": self.causal, "scale": self.scale, "num_threads": num_threads}
+        joined = words.attend(query, key, value, **how)  # (tokens, num_heads * value_dim)
+        if self.output_weight is not None:
+            threads = resolve_num_threads(num_threads)
+            joined = _kernels.linear(joined, self.output_weight, self.output_bias, None, threads)
+        return words.restore(joined)
+
+    def attention_weights(
+        self,
+        x: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        cu_seqlens: npt.ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Array:
+        """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
+        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        query, key, _ = self._project(words, num_threads)
+        how = {"causal": self.causal, "scale": self.scale, "num_threads": num_threads}
+        return words.attention_weights(query, key, **how)
+
+    def _project(self, words: Ragged, num_threads: int | None) -> list[Array]:
+        """The queries, keys and values of every word, (tokens, heads, dim) each."""
+        threads = resolve_num_threads(num_threads)
+        flat = [
+            _kernels.linear(
+                words.tokens, getattr(self, f"{role}_weight"), getattr(self, f"{role}_bias"), None, threads
+            )
+            for role in _ROLES
+        ]
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        return [
+            array.reshape(len(array), n, array.shape[1] // n) for array, n in zip(flat, heads, strict=True)
+        ]
+
+
+def _per_head(name: str, matrix: Array, heads_name: str, heads: int) -> int:
+    if matrix.shape[1] % heads:
+        raise ValueError(f"{name} has {matrix.shape[1]} columns, not a multiple of {heads_name}={heads}")
+    return matrix.shape[1] // heads
+
+
+_ROLES = ("query", "key", "value")

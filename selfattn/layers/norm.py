@@ -1,0 +1,70 @@
+"""Norms: what keeps the size of a word's vector in bounds from layer to layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy.typing as npt
+
+from selfattn import _kernels
+from selfattn.layers.base import Array, Layer, bias, weight
+from selfattn.layers.ragged import check_words
+from selfattn.runtime import resolve_num_threads
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerNorm(Layer):
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016), over the last axis."""
+
+    weight: Array  # (d_model,)
+    bias: Array | None = None
+    eps: float = 1e-5
+    kind: ClassVar[str] = "layer"
+
+    def __post_init__(self) -> None:
+        checked = weight("weight", self.weight, 1)
+        self._set(weight=checked, bias=bias("bias", self.bias, len(checked)), eps=_check_eps(self.eps))
+
+    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
+        """x (..., d_model) float32 -> the same shape."""
+        return _kernels.layer_norm(
+            check_words(x, len(self.weight)),
+            self.weight,
+            self.bias,
+            self.eps,
+            resolve_num_threads(num_threads),
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RMSNorm(Layer):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), over the last axis."""
+
+    weight: Array  # (d_model,)
+    eps: float = 1e-6
+    kind: ClassVar[str] = "rms"
+
+    def __post_init__(self) -> None:
+        self._set(weight=weight("weight", self.weight, 1), eps=_check_eps(self.eps))
+
+    @property
+    def bias(self) -> None:
+        """An RMSNorm has no bias."""
+        return None
+
+    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
+        """x (..., d_model) float32 -> the same shape."""
+        return _kernels.rms_norm(
+            check_words(x, len(self.weight)), self.weight, self.eps, resolve_num_threads(num_threads)
+        )
+
+
+Norm = LayerNorm | RMSNorm
+
+
+def _check_eps(eps: float) -> float:
+    if not (eps >= 0 and math.isfinite(eps)):
+        raise ValueError(f"eps={eps} must be at least 0 and finite")
+    return float(eps)

@@ -1,0 +1,33 @@
+"""Builds the two compiled modules: the kernels (all of csrc) and the layer loop on top of them."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+FLAGS += os.environ.get("SELFATTN_CFLAGS", "").split()
+HEADERS = [str(path) for path in sorted(Path("csrc").glob("*.h"))]
+SOURCES = [str(path) for path in sorted(Path("csrc").glob("*.c"))]
+
+
+def extension(name: str, sources: list[str]) -> Extension:
+    return Extension(
+        f"selfattn.{name}",
+        sources=[f"selfattn/{name}.pyx", *sources],
+        depends=[*HEADERS, "selfattn/_kernels.pxd"],
+        include_dirs=["csrc"],
+        extra_compile_args=FLAGS,
+        extra_link_args=["-pthread"],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension("_kernels", SOURCES), extension("_stack", [])],
+        language_level=3,
+        compiler_directives={"boundscheck": False, "wraparound": False, "freethreading_compatible": True},
+        quiet=True,
+    )
+)

@@ -1,0 +1,23 @@
+"""Fixtures every test file shares."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import selfattn
+from selfattn import _kernels
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20170612)
+
+
+@pytest.fixture(params=selfattn.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on every instruction set that this machine has."""
+    before = selfattn.active_isa()
+    _kernels.use_isa(request.param)
+    yield request.param
+    _kernels.use_isa(before)

@@ -1,0 +1,129 @@
+"""One answer everywhere: the same bits for any threads, batch, padding, strides and instruction set."""
+
+import numpy as np
+import pytest
+from accuracy import assert_same_bits
+from arrays import LAYOUTS, qkv
+
+import selfattn
+from selfattn import _kernels
+
+SIZES = [(1, 1, 8), (1, 300, 64), (17, 33, 24), (67, 193, 65), (130, 600, 64)]  # q_len, kv_len, dim
+CAUSAL = (False, "top_left", "bottom_right")
+
+
+def options_for(rng, q_len, kv_len, causal):
+    mask = rng.random((q_len, kv_len)) < 0.9
+    bias = rng.standard_normal((1, q_len, kv_len)).astype(np.float32)
+    return {"mask": mask, "bias": bias, "causal": causal}
+
+
+def both(*args, **options):
+    out, lse = selfattn.attention(*args, **options, return_lse=True)
+    return np.concatenate([out, lse[..., None]], axis=-1)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len", "dim"), SIZES)
+@pytest.mark.parametrize("causal", CAUSAL)
+def test_any_number_of_threads(isa, rng, q_len, kv_len, dim, causal):
+    arrays = qkv(rng, batch=3, heads=4, kv_heads=2, q_len=q_len, kv_len=kv_len, dim=dim)
+    options = options_for(rng, q_len, kv_len, causal)
+    alone = both(*arrays, **options, num_threads=1)
+    for num_threads in (2, 3, 8):
+        assert_same_bits(both(*arrays, **options, num_threads=num_threads), alone)
+    with selfattn.threads(2):
+        assert_same_bits(both(*arrays, **options), alone)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len", "dim"), SIZES)
+def test_an_item_alone_or_in_any_batch(isa, rng, q_len, kv_len, dim):
+    query, key, value = qkv(rng, batch=5, heads=6, kv_heads=3, q_len=q_len, kv_len=kv_len, dim=dim)
+    together = both(query, key, value)
+    for item in range(5):
+        assert_same_bits(both(query[item], key[item], value[item]), together[item])
+    backwards = both(query[::-1], key[::-1], value[::-1])
+    assert_same_bits(backwards[::-1], together)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_padded_or_cut(isa, rng, causal):
+    lengths = np.array([1, 5, 16, 33, 64, 191, 192, 193, 260])
+    padded = qkv(rng, batch=len(lengths), heads=2, q_len=260, dim=40)
+    for array in padded[1:]:
+        for item, length in enumerate(lengths):
+            array[item, :, length:] = np.nan
+    together = both(*padded, kv_lengths=lengths, causal=causal)
+    for item, length in enumerate(lengths):
+        cut = [array[item, :, :length] for array in padded]
+        assert_same_bits(both(*cut, causal=causal), together[item, :, :length])
+
+
+def test_masked_with_a_mask_or_with_lengths(isa, rng):
+    query, key, value = qkv(rng, batch=3, q_len=20, kv_len=210, dim=24)
+    lengths = np.array([1, 130, 210])
+    mask = (np.arange(210) < lengths[:, None])[:, None, None]
+    expected = both(query, key, value, kv_lengths=lengths)
+    assert_same_bits(both(query, key, value, mask=mask), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(isa, rng, layout):
+    query, key, value = qkv(rng, heads=4, kv_heads=2, q_len=70, kv_len=201, dim=40)
+    expected = both(query, key, value, causal="bottom_right")
+    lay = LAYOUTS[layout]
+    assert_same_bits(both(lay(query), lay(key), lay(value), causal="bottom_right"), expected)
+
+
+@pytest.mark.parametrize(("kv_len", "dim"), [(1, 8), (40, 24), (300, 64), (777, 65)])
+def test_one_query_or_many(isa, rng, kv_len, dim):
+    query, key, value = qkv(rng, heads=4, kv_heads=2, q_len=70, kv_len=kv_len, dim=dim)
+    bias = rng.standard_normal((70, kv_len)).astype(np.float32)
+    together = both(query, key, value, bias=bias)
+    for first, last in ((0, 1), (33, 34), (69, 70), (5, 7), (10, 30)):
+        some = slice(first, last)
+        assert_same_bits(both(query[:, :, some], key, value, bias=bias[some]), together[:, :, some])
+
+
+def test_a_decoded_token_equals_the_same_token_in_the_prompt(isa, rng):
+    query, key, value = qkv(rng, heads=8, kv_heads=2, q_len=230, dim=64)
+    prompt = both(query, key, value, causal=True)
+    for row in (0, 1, 17, 191, 192, 229):
+        step = both(
+            query[:, :, row : row + 1], key[:, :, : row + 1], value[:, :, : row + 1], causal="bottom_right"
+        )
+        assert_same_bits(step, prompt[:, :, row : row + 1])
+
+
+@pytest.mark.parametrize(("q_len", "kv_len", "dim"), SIZES)
+def test_grouped_heads_equal_repeated_keys(isa, rng, q_len, kv_len, dim):
+    query, key, value = qkv(rng, heads=6, kv_heads=2, q_len=q_len, kv_len=kv_len, dim=dim)
+    repeated = both(query, key.repeat(3, axis=1), value.repeat(3, axis=1))
+    assert_same_bits(both(query, key, value), repeated)
+
+
+def test_the_same_call_again_and_again(isa, rng):
+    arrays = qkv(rng, heads=3, q_len=50, kv_len=300, dim=48)
+    first = both(*arrays)
+    for _ in range(50):
+        assert_same_bits(both(*arrays), first)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len", "dim"), [*SIZES, (3, 5, 1), (33, 400, 129), (5, 70, 512)])
+@pytest.mark.parametrize("causal", CAUSAL)
+def test_every_instruction_set_with_fma(rng, q_len, kv_len, dim, causal):
+    names = [name for name in selfattn.available_isas() if name != "baseline"]
+    if len(names) < 2:
+        pytest.skip(f"this machine has {names} only: there is nothing to compare")
+    arrays = qkv(rng, heads=4, kv_heads=2, q_len=q_len, kv_len=kv_len, dim=dim)
+    options = options_for(rng, q_len, kv_len, causal)
+    before = selfattn.active_isa()
+    results = []
+    try:
+        for name in names:
+            _kernels.use_isa(name)
+            results.append((both(*arrays, **options), selfattn.attention_weights(*arrays[:2], **options)))
+    finally:
+        _kernels.use_isa(before)
+    for out, weights in results[1:]:
+        assert_same_bits(out, results[0][0])
+        assert_same_bits(weights, results[0][1])

@@ -1,0 +1,249 @@
+"""The benchmark frame itself: what it refuses, what it computes, in which order it measures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+sys.path.insert(0, str(BENCH))
+
+import machine  # noqa: E402
+import report  # noqa: E402
+import run  # noqa: E402
+import timing  # noqa: E402
+import workloads  # noqa: E402
+
+
+def workload(tolerance: float = 1e-5) -> Any:
+    return SimpleNamespace(tolerance=tolerance, error=lambda result: workloads.max_error(result, np.ones(3)))
+
+
+def variants(**results: Any) -> dict[str, Any]:
+    return {name: lambda result=result: lambda: result for name, result in results.items()}
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.ones(3) + 1e-3, np.array([1, np.nan, 1]), np.ones(4), np.ones((1, 3))], ids=str
+)
+def test_a_wrong_result_is_refused(wrong: np.ndarray) -> None:
+    with pytest.raises(timing.WrongResultError, match=r"bad: .* above the tolerance 1\.0e-05"):
+        timing.choose(variants(bad=wrong), workload(), 1e-4)
+
+
+def test_a_faster_variant_that_is_wrong_does_not_represent_its_library() -> None:
+    choice = timing.choose(variants(bad=np.zeros(3), good=np.ones(3)), workload(), 1e-4)
+    assert choice.variant == "good"
+    assert choice.error == 0
+    assert list(choice.rejected) == ["bad"]
+
+
+def test_the_fastest_variant_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = {name: lambda: np.ones(3) for name in ("slow", "fast", "middle")}
+    cost = dict(zip(map(id, built.values()), (3.0, 1.0, 2.0), strict=True))
+    monkeypatch.setattr(timing, "rough_seconds", lambda call, _: cost[id(call)])
+    chosen = timing.choose({name: lambda call=call: call for name, call in built.items()}, workload(), 1e-4)
+    assert (chosen.variant, chosen.seconds) == ("fast", 1.0)
+
+
+def test_a_variant_that_a_library_lacks_is_passed_over() -> None:
+    def missing() -> Any:
+        raise RuntimeError("no such operator")
+
+    choice = timing.choose({"new": missing, **variants(old=np.ones(3))}, workload(), 1e-4)
+    assert choice.variant == "old"
+    assert choice.rejected == {"new": "RuntimeError: no such operator"}
+
+
+def test_everybody_takes_every_place() -> None:
+    orders = list(timing.rotations("ABC", 4))
+    assert ["".join(order) for order in orders] == ["ABC", "BCA", "CAB", "ABC"]
+
+
+def test_interleaved_turns_are_batches_after_a_warm_up() -> None:
+    calls: list[str] = []
+    choices = {
+        name: timing.Choice("", lambda name=name: calls.append(name), 0.0, seconds, {})
+        for name, seconds in {"A": 1.0, "B": 0.4}.items()
+    }
+    seconds = timing.interleave(choices, rounds=2, min_time=1.0)
+    assert "".join(calls) == "A" + "BBBB" + "BBBB" + "A"  # A is long enough without a warm-up
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {"A": 2, "B": 2}
+
+
+def test_seconds_are_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((10.0, 16.0))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    assert timing.timed(lambda: None, 3) == 2.0
+
+
+def test_median_and_spread() -> None:
+    summary = timing.summarize([4.0, 1.0, 2.0, 3.0, 5.0])
+    assert summary["median_seconds"] == 3.0
+    assert summary["quartile_seconds"] == [2.0, 4.0]
+    assert summary["spread"] == pytest.approx(2 / 3)
+
+
+def result(**median_seconds: float) -> dict[str, Any]:
+    return report.compare(
+        {
+            "kind": "operator",
+            "shape": "1x12x128x64",
+            "threads": 1,
+            "flops": 50e9,
+            "peak_gflops": [99.0, 101.0],
+            "contenders": {n: {"median_seconds": s, "spread": 0.1} for n, s in median_seconds.items()},
+            "absent": {"openvino": "No module named 'openvino'"},
+            "refused": {"numpy": "error 1"},
+        }
+    )
+
+
+def test_table_arithmetic_shows_a_loss() -> None:
+    row = result(selfattn=1.0, torch=2.0, onnxruntime=0.5)
+    assert row["contenders"]["selfattn"]["gflops"] == pytest.approx(50)
+    assert row["contenders"]["onnxruntime"]["fraction_of_peak"] == pytest.approx(1)
+    assert (row["best_peer"], row["ratio_to_best_peer"]) == ("onnxruntime", 0.5)
+    line = report.row(row, ["selfattn", "numpy", "torch", "onnxruntime", "openvino"])
+    expected = "1x12x128x64 50.0 ±5 % WRONG 25.0 ±5 % 100.0 ±5 % absent 0.50 0.50 x onnxruntime"
+    assert line.split() == expected.split()
+
+
+def test_columns_line_up() -> None:
+    names = ["selfattn", "torch", "openvino"]
+    first = report.header("operator", 2, names).splitlines()[-1]
+    line = report.row(result(selfattn=1.0, torch=2.0), names)
+    for name, text in {"torch": "25.0 ±5 %", "openvino": "absent", "of peak": "0.50"}.items():
+        assert first.index(name) + len(name) == line.index(text) + len(text)
+
+
+def test_without_peers_there_is_no_ratio() -> None:
+    row = result(selfattn=1.0)
+    assert "best_peer" not in row
+    assert report.row(row, ["selfattn"]).endswith("-")
+
+
+def test_footnotes_name_the_absent_the_wrong_and_the_unsteady() -> None:
+    row = result(selfattn=1.0)
+    row["peak_gflops"] = [100.0, 90.0]
+    notes = "\n".join(report.footnotes([row, row]))
+    assert notes.count("openvino is absent") == 1
+    assert "numpy is WRONG: error 1" in notes
+    assert "from 100 to 90 GFLOP/s" in notes
+
+
+def test_plot_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    facts = {"cpu": "x", "isa": "avx2", "date": "2026-01-01", "commit": "0", "versions": {"numpy": "2"}}
+    report.plot(
+        {"machine": facts, "results": [result(selfattn=1.0), result(selfattn=1.0, torch=2.0)]},
+        tmp_path / "new" / "plot.png",
+    )
+    assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_limits_are_the_sum_over_threads_that_run_together() -> None:
+    meet = Barrier(3, timeout=20)  # one that came alone would break it
+
+    def measure() -> float:
+        meet.wait()
+        return 2.0
+
+    assert machine.on_threads(3, measure) == 6.0
+
+
+def test_a_row_has_a_place_for_the_right_the_absent_and_the_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = workloads.parse_shape("1x1x4x2", None)
+
+    def absent(*_: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'torch'")
+
+    contenders = {
+        "selfattn": lambda case, _: variants(attention=case.expected),
+        "torch": absent,
+        "numpy": lambda case, _: variants(matmul=case.expected + 1),
+    }
+    monkeypatch.setitem(run.CONTENDERS, "operator", contenders)
+    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 100.0 * threads)
+    row = run.measure(case, list(contenders), 2, SimpleNamespace(rounds=3, min_time=1e-4))
+    assert row["peak_gflops"] == [200.0, 200.0]
+    assert list(row["contenders"]) == ["selfattn"]
+    assert row["absent"] == {"torch": "No module named 'torch'"}
+    assert row["refused"]["numpy"].endswith("error 1.0e+00 is above the tolerance 1.0e-05")
+
+
+def test_attention_workload_counts_two_products_and_verifies_against_float64() -> None:
+    case = workloads.parse_shape("2x3x5x4", None)
+    assert case.flops == 2 * (2 * 2 * 3 * 5 * 5 * 4)
+    assert case.expected.dtype == np.float64
+    query, key, value = (array.astype(np.float64) for array in case.arrays)
+    weights = np.exp(query @ key.swapaxes(-1, -2) / 2)
+    right = weights @ value / weights.sum(-1, keepdims=True)
+    assert case.error(right) < 1e-14
+    assert case.error(right + 1e-3) > case.tolerance
+
+
+def encoder_workload(*lengths: int, order: list[int], config: dict[str, int] | None = None) -> Any:
+    sentences = [np.arange(1, length + 1) * 10**place for place, length in enumerate(lengths)]
+    case = workloads.EncoderWorkload("ragged", Path(), sentences, order)
+    vars(case)["config"] = config
+    return case
+
+
+def test_padded_batches_pack_back_into_the_order_of_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workloads, "PEER_BATCH", 2)
+    case = encoder_workload(3, 1, 2, order=[1, 2, 0])
+    (ids, mask), (last, _) = case.batches
+    assert ids.tolist() == [[10, 0], [100, 200]]
+    assert mask.tolist() == [[1, 0], [1, 1]]
+    assert last.tolist() == [[1, 2, 3]]
+    packed, cu_seqlens = case.packed
+    assert packed.tolist() == [1, 2, 3, 10, 100, 200]
+    assert cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert case.pack([ids[..., None], last[..., None]])[:, 0].tolist() == packed.tolist()
+
+
+def test_encoder_flops_count_real_tokens() -> None:
+    config = {"hidden_size": 2, "intermediate_size": 3, "num_hidden_layers": 5}
+    case = encoder_workload(4, 1, order=[0, 1], config=config)
+    qkv_and_output, feed_forward, attention = 4 * 2 * 2 * 2, 2 * 2 * 2 * 3, 4 * 2 * (16 + 1)
+    assert case.flops == 5 * (5 * (qkv_and_output + feed_forward) + attention)
+
+
+@pytest.mark.parametrize("shape", ["", "12", "1x2x3", "0x1x2x3", "1x2x3x4x5", "1x-2", "ragged", "ragged0"])
+def test_a_bad_shape_is_an_error_that_says_what_a_shape_is(shape: str) -> None:
+    with pytest.raises(ValueError, match="neither BATCHxHEADSxLENGTHxHEAD_DIM"):
+        workloads.parse_shape(shape, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--vs", "tensorflow"], ["decode"], ["--shapes", "1x2x3"], ["--threads", "0"], ["--rounds", "0"]],
+    ids=" ".join,
+)
+def test_bad_arguments_end_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run.parse(["operator", *arguments])
+    assert exit_info.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_smoke_run(tmp_path: Path) -> None:
+    file = tmp_path / "smoke.json"
+    command = [sys.executable, str(BENCH / "run.py"), "--smoke", "--threads", "1,2", "--json", str(file)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    document = json.loads(file.read_text())
+    rows = [(row["shape"], row["threads"]) for row in document["results"]]
+    assert rows == [(shape, threads) for threads in (1, 2) for shape in workloads.SMOKE_SHAPES["operator"]]
+    for row in document["results"]:
+        measured = row["contenders"]["selfattn"]
+        assert len(measured["round_seconds"]) == 2
+        assert 0 <= measured["max_error"] <= row["tolerance"]
+        assert row["shape"] in output
+    assert set(document["machine"]["limits"]) == {"1", "2"}

@@ -1,0 +1,11 @@
+"""A tiny model's directory, for every test here to damage."""
+
+from pathlib import Path
+
+import pytest
+from tiny_models import build
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return build(tmp_path)

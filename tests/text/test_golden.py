@@ -1,0 +1,26 @@
+"""Token and sentence embeddings against vectors that transformers made (tests/make_golden.py)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import FAMILIES, SENTENCES, build
+
+from selfattn.text import TextEncoder
+
+GOLDEN = Path(__file__).parents[1] / "data" / "tiny_models.npz"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_match_transformers(family: str, tmp_path: Path) -> None:
+    model = TextEncoder.from_pretrained(build(tmp_path, family))
+    tokens = model.encode(SENTENCES, output_value="token_embeddings")
+    with np.load(GOLDEN) as golden:
+        expected = golden[family]
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(np.concatenate(tokens), expected, rtol=0, atol=2e-5)
+
+    ends = np.cumsum([len(each) for each in tokens])
+    means = [rows.mean(axis=0, dtype=np.float64) for rows in np.split(expected, ends[:-1])]
+    embeddings = model.encode(SENTENCES)
+    np.testing.assert_allclose(embeddings, [mean / np.linalg.norm(mean) for mean in means], rtol=0, atol=1e-6)
