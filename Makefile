@@ -58,23 +58,18 @@ bench-smoke: $(PEERS)/bench  ## the same in a size that only shows that it runs
 	$(PEERS_PY) bench/run.py --smoke $(ARGS)
 
 # The sanitizers' runtime must be loaded first, and the address sanitizer takes no notice of Python's own leaks.
+# (The thread sanitizer watches the pool in every run of tests/test_pool.py.)
 SANITIZE  := -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=undefined -fsanitize=address,undefined
 SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
              ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
              PYTHONPATH=.build/asan/site
-# The cases that neither fork nor count threads, both of which the thread sanitizer has its own ideas about.
-POOL_CASES := order cancel poll poll_reenters no_memory trim idle signals num_threads
 
-sanitize: $(VENV)/test  ## the tests under the address, undefined-behaviour and thread sanitizers
+sanitize: $(VENV)/test  ## the tests under the address and undefined-behaviour sanitizers
 	rm -rf build .build/asan
 	SELFATTN_CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) -m pip wheel -q --no-deps -w .build/asan .
 	$(PY) -m pip install -q --no-deps --target .build/asan/site .build/asan/*.whl
 	$(SANITIZED) $(PY) -c "import selfattn; assert '.build/asan' in selfattn.__file__"
 	$(SANITIZED) $(PYTEST) --ignore tests/oracles --timeout 1200 --capture=sys $(ARGS)
-	mkdir -p .build/tsan
-	gcc $(C_FLAGS) -g -fsanitize=thread -DSELFATTN_FAIL_ALLOC -Wl,--wrap=pthread_create \
-	    tests/c/pool_harness.c csrc/pool.c csrc/workspace.c -o .build/tsan/pool -lpthread
-	for name in $(POOL_CASES); do echo $$name; TSAN_OPTIONS=halt_on_error=1 .build/tsan/pool $$name || exit 1; done
 
 test-neon:  ## the same bits on ARM (cross-compiled, under qemu) as on this machine
 	mkdir -p .build/bits

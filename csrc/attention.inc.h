@@ -8,162 +8,19 @@
  * maximum, the blocks of a span one chain of additions, and the spans are merged in order. A key that a lane does not
  * see changes nothing in that lane, not even a rounding; so padding, batch and neighbours cannot be seen in a result. */
 
-static const float LOG2E = 1.44269504f;
-
 enum { SCORE_CHAIN = 128 }; /* products of a query and a key that are one chain of additions */
 
-/* A running softmax: outputs = sum of 2^((score - max) * c) * value, sum = the sum of the weights. */
-struct state {
-    float *outputs; /* value_dim x lanes */
-    float max[PANEL_LANES], sum[PANEL_LANES];
-    int empty; /* no key so far: outputs not yet written */
-};
-
-struct lanes {
-    int nv, width;        /* vectors, and nv * LANES */
-    ptrdiff_t row0, rows; /* rows of the tile in these lanes, rows <= width */
-    float *query;         /* head_dim x width */
-    struct state span, total;
-    ptrdiff_t first[PANEL_LANES], last[PANEL_LANES]; /* lane i sees the keys first[i] <= key < last[i] */
-    ptrdiff_t min_first, max_first, min_last, max_last;
-};
-
-/* Scores times `units` are natural logits; `c` turns scores into powers of two. */
-struct scaling {
-    float query, units, c;
-};
-
-static struct scaling scaling_of(const struct sa_attention *a)
-{
-    /* Usually the queries stay as they are, and the scale waits for the exponent. The maximum needs a positive scale,
-     * and one that -inf survives; otherwise the queries take it. */
-    int in_exponent = a->scale > 1e-20f && a->scale < 1e20f;
-    struct scaling s = {in_exponent ? 1.0f : a->scale, in_exponent ? a->scale : 1.0f, 0.0f};
-    s.c = a->bias.data ? LOG2E : (float)((double)s.units * 1.4426950408889634);
-    return s;
-}
-
-INLINE ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b)
-{
-    return a < b ? a : b;
-}
-INLINE ptrdiff_t larger(ptrdiff_t a, ptrdiff_t b)
-{
-    return a > b ? a : b;
-}
-
-/* What mask and bias say of a block. */
-enum biased {
-    NOT_BIASED, /* every lane sees every key, and nothing is added */
-    ALL_MASKED, /* no lane sees any */
-    BIASED
-};
-
-struct block {
-    ptrdiff_t first, last; /* the keys of the block that some lane may see */
-    float *scores, *bias;  /* keys x width */
-    float max[PANEL_LANES]; /* of the scores */
-    int ranged;             /* some lane's range begins or ends inside the block: */
-    int32_t begin[PANEL_LANES], end[PANEL_LANES];
-    enum biased biased;
-};
-
+#include "lanes.inc.h"
 #include "mask.inc.h"
 
-/* ---- queries in, outputs out: blocked transposes between rows in memory and lanes ---- */
-
-static const char *query_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row)
-{
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    return t->query + row / group * a->query.row + row % group * a->query.head;
-}
-static char *out_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row)
-{
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    return t->out + row / group * a->out.row + row % group * a->out.head;
-}
-
-/* n <= LANES values of a row that may have any stride and alignment. */
-INLINE vfloat load_row(const char *row, ptrdiff_t col, ptrdiff_t n)
-{
-    if (col == (ptrdiff_t)sizeof(float))
-        return n == LANES ? vload((const float *)row) : vload_first((const float *)row, n);
-    vfloat v = vsplat(0.0f);
-    for (ptrdiff_t i = 0; i < n; ++i)
-        v[i] = *(const scalar_any *)(row + i * col);
-    return v;
-}
-INLINE void store_row(char *row, ptrdiff_t col, ptrdiff_t n, vfloat v)
-{
-    if (col == (ptrdiff_t)sizeof(float)) {
-        if (n == LANES)
-            vstore((float *)row, v);
-        else
-            vstore_first((float *)row, v, n);
-    } else {
-        for (ptrdiff_t i = 0; i < n; ++i)
-            *(scalar_any *)(row + i * col) = v[i];
-    }
-}
-
-/* p->query[dim, lane] = query[row of lane, dim] * scale; lanes without a row are zero. */
-static void load_queries(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, float scale)
-{
-    vfloat factor = vsplat(scale);
-    for (int v = 0; v < p->nv; ++v) {
-        const char *rows[LANES];
-        ptrdiff_t n = smaller(LANES, p->rows - v * LANES);
-        for (ptrdiff_t i = 0; i < n; ++i)
-            rows[i] = query_row(a, t, p->row0 + v * LANES + i);
-        for (ptrdiff_t d = 0; d < a->head_dim; d += LANES) {
-            vfloat tile[LANES];
-            ptrdiff_t width = smaller(LANES, a->head_dim - d);
-            for (ptrdiff_t i = 0; i < LANES; ++i)
-                tile[i] = i < n ? load_row(rows[i] + d * a->query.col, a->query.col, width) : vsplat(0.0f);
-            vtranspose(tile);
-            for (ptrdiff_t j = 0; j < width; ++j)
-                vstore(p->query + (d + j) * p->width + v * LANES, tile[j] * factor);
-        }
-    }
-}
-
-static void store_outputs(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p)
-{
-    for (int v = 0; v < p->nv; ++v) {
-        char *rows[LANES];
-        ptrdiff_t n = smaller(LANES, p->rows - v * LANES);
-        for (ptrdiff_t i = 0; i < n; ++i)
-            rows[i] = out_row(a, t, p->row0 + v * LANES + i);
-        vfloat sum = vload(p->total.sum + v * LANES);
-        vfloat inverse = vselect(sum == vsplat(0.0f), sum, vsplat(1.0f) / sum); /* no key: 0 */
-        for (ptrdiff_t d = 0; d < a->value_dim; d += LANES) {
-            vfloat tile[LANES];
-            ptrdiff_t width = smaller(LANES, a->value_dim - d);
-            for (ptrdiff_t j = 0; j < LANES; ++j) {
-                tile[j] = vsplat(0.0f);
-                if (j < width)
-                    tile[j] = vload(p->total.outputs + (d + j) * p->width + v * LANES) * inverse;
-            }
-            vtranspose(tile);
-            for (ptrdiff_t i = 0; i < n; ++i)
-                store_row(rows[i] + d * a->out.col, a->out.col, width, tile[i]);
-        }
-    }
-}
-
-static void store_lse(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p, float units)
-{
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    double scale = a->bias.data ? 1.0 : (double)units;
-    for (ptrdiff_t i = 0; i < p->rows; ++i) {
-        ptrdiff_t row = p->row0 + i;
-        double sum = (double)p->total.sum[i];
-        double lse = sum == 0.0 ? -(double)INFINITY : (double)p->total.max[i] * scale + natural_log(sum);
-        *(scalar_any *)(t->lse + row / group * a->lse.row + row % group * a->lse.head) = (float)lse;
-    }
-}
-
 /* ---- pass 1: the scores of the keys first .. last - 1 of a block ---- */
+
+/* A prefetch may point past the end of an array: it never faults. */
+static struct ahead rows_ahead(const char *data, const struct sa_array *array, ptrdiff_t width)
+{
+    struct ahead ahead = {data, array->row, array->col == (ptrdiff_t)sizeof(float) && data ? width * array->col : 0};
+    return ahead;
+}
 
 /* Returns 0 if no lane sees a key of the block that begins at key0. */
 static int score_block(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
@@ -177,10 +34,12 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
     b->ranged = b->first < p->max_first || b->last > p->min_last;
     struct operand keys = {t->key + b->first * a->key.row, a->key.row, a->key.col};
     struct panel scores = {b->scores, p->width};
+    struct ahead ahead[2] = {rows_ahead(t->key + (b->first + 2 * MAX_TILE_ROWS) * a->key.row, &a->key, a->head_dim),
+                             rows_ahead(t->value + b->first * a->value.row, &a->value, a->value_dim)};
     if (!b->ranged && b->biased == NOT_BIASED && a->head_dim <= SCORE_CHAIN) {
-        multiply_max(p->nv, b->last - b->first, a->head_dim, keys, p->query, p->width, scores, b->max);
+        multiply_max(p->nv, b->last - b->first, a->head_dim, keys, p->query, p->width, scores, b->max, ahead);
     } else {
-        multiply_long(p->nv, b->last - b->first, a->head_dim, SCORE_CHAIN, keys, p->query, p->width, scores);
+        multiply_long(p->nv, b->last - b->first, a->head_dim, SCORE_CHAIN, keys, p->query, p->width, scores, ahead);
         mask_scores(p, b, a->bias.data ? scaling.units : 1.0f);
     }
     return 1;
@@ -237,9 +96,9 @@ static void add_values(const struct sa_attention *a, const struct sa_tile *t, st
     if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, keys))
         add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach a lane that does not see it */
     else if (p->span.empty)
-        multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL);
+        multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, NULL);
     else
-        multiply_rescale(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, rescale);
+        multiply_rescale(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, rescale, NULL);
 }
 
 /* ---- blocks make a span, spans make the whole ---- */
@@ -292,21 +151,6 @@ static void merge_span(struct lanes *p, ptrdiff_t value_dim, float c)
     }
 }
 
-/* Which keys each lane may see, before mask and bias. Lanes without a row see what the last row sees. */
-static void set_ranges(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p)
-{
-    ptrdiff_t group = a->num_heads / a->num_kv_heads, offset = a->bottom_right ? t->kv_len - t->q_len : 0;
-    for (int i = 0; i < p->width; ++i) {
-        ptrdiff_t query = (p->row0 + smaller(i, p->rows - 1)) / group;
-        p->first[i] = 0;
-        p->last[i] = a->causal ? larger(0, smaller(t->valid_keys, query + 1 + offset)) : t->valid_keys;
-        p->min_first = i ? smaller(p->min_first, p->first[i]) : p->first[i];
-        p->max_first = i ? larger(p->max_first, p->first[i]) : p->first[i];
-        p->min_last = i ? smaller(p->min_last, p->last[i]) : p->last[i];
-        p->max_last = i ? larger(p->max_last, p->last[i]) : p->last[i];
-    }
-}
-
 enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, APART = 16 /* floats between buffers: not 4096 bytes apart */ };
 
 static size_t panel_floats(ptrdiff_t dim)
@@ -321,11 +165,25 @@ static size_t attention_workspace(const struct sa_attention *a)
     return floats * sizeof(float);
 }
 
+/* The queries are wanted at once, all at a time; the outputs' lines will be written when the last key is done. */
+static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
+{
+    if (a->query.col == (ptrdiff_t)sizeof(float))
+        for (ptrdiff_t i = 0; i < t->rows; ++i)
+            for (ptrdiff_t d = 0; d < a->head_dim; d += 16)
+                __builtin_prefetch(query_row(a, t, t->row0 + i) + d * a->query.col, 0, 3);
+    if (a->out.col == (ptrdiff_t)sizeof(float))
+        for (ptrdiff_t i = 0; i < t->rows; ++i)
+            for (ptrdiff_t d = 0; d < a->value_dim; d += 16)
+                __builtin_prefetch(out_row(a, t, t->row0 + i) + d * a->out.col, 1, 2);
+}
+
 /* Splits the rows of a tile into panels; returns how many. `outputs`: whether there are values to add. */
 static int set_panels(const struct sa_attention *a, const struct sa_tile *t, float *memory, int outputs, float scale,
                       struct lanes panels[MAX_PANELS])
 {
     int count = 0;
+    fetch_rows(a, t);
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES, ++count) {
         struct lanes *p = &panels[count];
         p->row0 = t->row0 + row;

@@ -11,7 +11,7 @@ static int runs_here(void)
            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-SA_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prefer-vector-width=512")
+SA_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #define SA_ISA avx512
 #define SA_VECTOR_BYTES 64
 #define SA_FMA 1

@@ -67,12 +67,13 @@ static struct sa_tile tile_of(const struct sa_attention *a, ptrdiff_t item, ptrd
     return t;
 }
 
-/* Tasks are numbered with the last tile of every head first: under a causal mask that is the one with the most keys. */
+/* Tasks go head by head, so that keys and values stay in the cache, and begin with a head's last tile: under a causal
+ * mask that is the one with the most keys, and what remains at the very end is short. */
 static int attention_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;
     const struct sa_attention *a = job->args;
-    ptrdiff_t heads = a->items * a->num_kv_heads, tile = job->tiles - 1 - index / heads, head = index % heads;
+    ptrdiff_t head = index / job->tiles, tile = job->tiles - 1 - index % job->tiles;
     struct sa_tile t = tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tile);
     if (t.rows <= 0) /* a packed sequence shorter than the longest */
         return SA_OK;

@@ -11,9 +11,10 @@ static double peak_loop(ptrdiff_t iterations)
 #pragma GCC unroll 12
         for (int i = 0; i < CHAINS; ++i)
             sum[i] = vfma(sum[i], a, b);
-    volatile float sink = 0.0f;
-    for (int i = 0; i < CHAINS; ++i)
-        sink += sum[i][0];
+    for (int i = 1; i < CHAINS; ++i)
+        sum[0] += sum[i];
+    if (sum[0][0] == 12345.0f) /* never; but the compiler must do the work to know */
+        return 0.0;
     return 2.0 * LANES * CHAINS * (double)iterations;
 }
 

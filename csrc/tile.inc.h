@@ -79,15 +79,35 @@ INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdif
         }
 }
 
+/* Rows that will be wanted soon: while tiles of A are multiplied, the same rows of these are fetched into the cache.
+ * (The broadcasts walk several short rows at once, which the hardware's prefetchers do not follow.) */
+struct ahead {
+    const char *data;
+    ptrdiff_t row, bytes; /* from row to row; of one row, 0 if there is nothing to fetch */
+};
+
+INLINE void fetch_ahead(const struct ahead *ahead, ptrdiff_t first, int rows)
+{
+    for (int i = 0; i < rows; ++i)
+        for (ptrdiff_t at = 0; at < ahead->bytes; at += 64)
+            __builtin_prefetch(ahead->data + (first + i) * ahead->row + at, 0, 2);
+}
+
 /* Any number of rows: full tiles, then 4, 2 and 1. */
 INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
-                        const float *b, ptrdiff_t b_stride, struct panel c, float *lanes)
+                        const float *b, ptrdiff_t b_stride, struct panel c, float *lanes, const struct ahead ahead[2])
 {
+    ptrdiff_t done = 0;
     vfloat lane[MAX_NV];
     for (int v = 0; v < nv; ++v)
         lane[v] = mode == TILE_RESCALE ? vload(lanes + v * LANES) : vsplat(-INFINITY);
 #define SA_TILES(height)                                                                                               \
     {                                                                                                                  \
+        if (ahead) {                                                                                                   \
+            fetch_ahead(&ahead[0], done, height);                                                                      \
+            fetch_ahead(&ahead[1], done, height);                                                                      \
+        }                                                                                                              \
+        done += (height);                                                                                              \
         tile(height, nv, mode, depth, a, b, b_stride, c, lane);                                                        \
         a.data += (height) * a.row;                                                                                    \
         c.data += (height) * c.stride;                                                                                 \
@@ -110,16 +130,16 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
 /* For nv = 1 .. MAX_NV vectors. TILE_RESCALE reads `lanes`, TILE_MAX writes the maximum of each lane there. */
 #define SA_MULTIPLY(name, mode)                                                                                        \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const float *b, ptrdiff_t b_stride,    \
-                     struct panel c, float *lanes)                                                                     \
+                     struct panel c, float *lanes, const struct ahead ahead[2])                                        \
     {                                                                                                                  \
         if (nv == 1)                                                                                                   \
-            multiply_nv(1, mode, rows, depth, a, b, b_stride, c, lanes);                                               \
+            multiply_nv(1, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                                        \
         else if (nv == 2)                                                                                              \
-            multiply_nv(2, mode, rows, depth, a, b, b_stride, c, lanes);                                               \
+            multiply_nv(2, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                                        \
         else if (MAX_NV > 2 && nv == 3)                                                                                \
-            multiply_nv(MAX_NV > 2 ? 3 : 1, mode, rows, depth, a, b, b_stride, c, lanes);                              \
+            multiply_nv(MAX_NV > 2 ? 3 : 1, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                       \
         else if (MAX_NV > 2)                                                                                           \
-            multiply_nv(MAX_NV > 2 ? 4 : 1, mode, rows, depth, a, b, b_stride, c, lanes);                              \
+            multiply_nv(MAX_NV > 2 ? 4 : 1, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                       \
     }
 SA_MULTIPLY(multiply_store, TILE_STORE)
 SA_MULTIPLY(multiply_add, TILE_ADD)
@@ -129,12 +149,12 @@ SA_MULTIPLY(multiply_max, TILE_MAX)
 
 /* C = A * B over a depth of any length: chains of `chain` terms, added in order. */
 static void multiply_long(int nv, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a, const float *b,
-                          ptrdiff_t b_stride, struct panel c)
+                          ptrdiff_t b_stride, struct panel c, const struct ahead ahead[2])
 {
-    multiply_store(nv, rows, depth < chain ? depth : chain, a, b, b_stride, c, NULL);
+    multiply_store(nv, rows, depth < chain ? depth : chain, a, b, b_stride, c, NULL, ahead);
     for (ptrdiff_t p = chain; p < depth; p += chain) {
         a.data += chain * a.col;
         b += chain * b_stride;
-        multiply_add(nv, rows, depth - p < chain ? depth - p : chain, a, b, b_stride, c, NULL);
+        multiply_add(nv, rows, depth - p < chain ? depth - p : chain, a, b, b_stride, c, NULL, NULL);
     }
 }

@@ -5,6 +5,7 @@
  * returns b when either is NaN. */
 
 typedef float vfloat __attribute__((vector_size(SA_VECTOR_BYTES), aligned(4), may_alias));
+typedef float vfloat_any __attribute__((vector_size(SA_VECTOR_BYTES), aligned(1), may_alias)); /* in memory */
 typedef int32_t vint __attribute__((vector_size(SA_VECTOR_BYTES), aligned(4), may_alias));
 typedef uint32_t vuint __attribute__((vector_size(SA_VECTOR_BYTES), aligned(4), may_alias));
 typedef double vdouble __attribute__((vector_size(SA_VECTOR_BYTES), aligned(8), may_alias));
@@ -15,14 +16,14 @@ enum { LANES = SA_VECTOR_BYTES / (int)sizeof(float) };
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Loads and stores at any 4-byte (in fact any) alignment. */
+/* Loads and stores at any alignment. */
 INLINE vfloat vload(const float *p)
 {
-    return *(const vfloat *)p;
+    return *(const vfloat_any *)p;
 }
 INLINE void vstore(float *p, vfloat v)
 {
-    *(vfloat *)p = v;
+    *(vfloat_any *)p = v;
 }
 INLINE vfloat vsplat(float x)
 {

@@ -1,21 +1,24 @@
 /* weights.inc.h -- the attention weights themselves, for looking at: two passes over the scores, the first for each
  * lane's maximum and sum, the second for the weights, written out row by row. */
 
-/* Row i of a LANES x keys piece of the output: lanes become rows. */
+/* Lanes become rows of the output. */
 static void store_weights(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
                           const struct block *b)
 {
     ptrdiff_t keys = b->last - b->first;
-    for (int v = 0; v < p->nv; ++v)
+    for (int v = 0; v < p->nv; ++v) {
+        char *rows[LANES];
+        ptrdiff_t n = smaller(LANES, p->rows - v * LANES);
+        for (ptrdiff_t i = 0; i < n; ++i)
+            rows[i] = out_row(a, t, p->row0 + v * LANES + i);
         for (ptrdiff_t k = 0; k < keys; k += LANES) {
             vfloat tile[LANES];
+            ptrdiff_t width = smaller(LANES, keys - k);
             for (ptrdiff_t j = 0; j < LANES; ++j)
-                tile[j] = k + j < keys ? vload(b->scores + (k + j) * p->width + v * LANES) : vsplat(0.0f);
-            vtranspose(tile);
-            for (ptrdiff_t i = 0; i < LANES && v * LANES + i < p->rows; ++i)
-                store_row(out_row(a, t, p->row0 + v * LANES + i) + (b->first + k) * a->out.col, a->out.col,
-                          smaller(LANES, keys - k), tile[i]);
+                tile[j] = vload(b->scores + (k + smaller(j, width - 1)) * p->width + v * LANES);
+            store_turned(tile, rows, n, (b->first + k) * a->out.col, a->out.col, width);
         }
+    }
 }
 
 static void clear_rows(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p)

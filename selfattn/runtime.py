@@ -69,7 +69,7 @@ def _checked(num_threads: int) -> int:
     except TypeError:
         count = None
     if count is None or isinstance(num_threads, bool):
-        raise TypeError(f"num_threads must be an integer, not {type(num_threads).__name__}")
+        raise TypeError(f"num_threads={num_threads!r} must be an integer, not a {type(num_threads).__name__}")
     if count < 1:
         raise ValueError(f"num_threads={count} must be at least 1")
     return min(count, 2**31 - 1)
@@ -118,9 +118,9 @@ def _count_cpus() -> int:
 def _cgroup_quotas(root: str, file: str) -> Iterator[float]:
     """The CPUs' worth of time that each control group from this process's own up to the root allows."""
     for line in _read(file).splitlines():
-        _, _, rest = line.partition(":")
+        hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if not controllers:  # version 2
+        if hierarchy == "0":  # version 2
             for group in _ancestors(root, path):
                 yield from _quota(_read(f"{group}/cpu.max").split())
         elif "cpu" in controllers.split(","):  # version 1, mounted under either name
@@ -157,8 +157,8 @@ def _read(path: str) -> str:
 
 
 def register_with_threadpoolctl() -> None:
-    """Lets threadpoolctl, which must be installed, see and limit our threads beside those of BLAS and OpenMP."""
-    import threadpoolctl  # type: ignore[import]
+    """Lets threadpoolctl, if installed, see and limit our threads beside those of BLAS and OpenMP."""
+    import threadpoolctl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     class SelfattnController(threadpoolctl.LibController):  # type: ignore[misc]
         user_api = internal_api = "selfattn"

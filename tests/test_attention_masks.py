@@ -27,7 +27,7 @@ def masked_inputs(rng):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_mask_of_every_shape(rng, shape):
-    check_attention(*masked_inputs(rng), mask=rng.random(shape) < 0.6)
+    check_attention(*masked_inputs(rng), mask=np.asarray(rng.random(shape) < 0.6))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import FAMILIES, SENTENCES, build
 
+from selfattn import _kernels, active_isa, available_isas
 from selfattn.text import TextEncoder
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tiny_models.npz"
@@ -24,3 +25,20 @@ def test_embeddings_match_transformers(family: str, tmp_path: Path) -> None:
     means = [rows.mean(axis=0, dtype=np.float64) for rows in np.split(expected, ends[:-1])]
     embeddings = model.encode(SENTENCES)
     np.testing.assert_allclose(embeddings, [mean / np.linalg.norm(mean) for mean in means], rtol=0, atol=1e-6)
+
+
+def test_instruction_sets_give_the_same_bits(tmp_path: Path) -> None:
+    """All but the baseline, which has no fused multiply-add."""
+    build(tmp_path)
+    before = active_isa()
+    tables = {}
+    try:
+        for name in available_isas():
+            _kernels.use_isa(name)
+            tables[name] = TextEncoder.from_pretrained(tmp_path).encode(SENTENCES)
+    finally:
+        _kernels.use_isa(before)
+    baseline = tables.pop("baseline")
+    for table in tables.values():
+        np.testing.assert_allclose(table, baseline, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(table, next(iter(tables.values())))
