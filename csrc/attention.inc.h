@@ -29,8 +29,7 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
     b->first = larger(key0, p->min_first);
     b->last = smaller(key0 + SA_KEY_BLOCK, p->max_last);
     b->biased = load_bias(a, t, p->row0, p->rows, p->nv, &b->first, &b->last, b->bias);
-    if (b->first >= b->last || b->biased == ALL_MASKED)
-        return 0;
+    if (b->first >= b->last || b->biased == ALL_MASKED) return 0;
     b->ranged = b->first < p->max_first || b->last > p->min_last;
     struct operand keys = {t->key + b->first * a->key.row, a->key.row, a->key.col};
     struct panel scores = {b->scores, p->width};
@@ -49,7 +48,7 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
 
 /* The scores become weights relative to the new maximum; `rescale` receives what older weights are worth. */
 INLINE void softmax_nv(const int nv, ptrdiff_t keys, float c, float *scores, const float *block_max, struct state *s,
-                      float *rescale)
+                       float *rescale)
 {
     vfloat max[MAX_NV], sum[MAX_NV], factor = vsplat(c);
     for (int v = 0; v < nv; ++v) {
@@ -94,7 +93,8 @@ static void add_values(const struct sa_attention *a, const struct sa_tile *t, st
     struct operand values = {t->value + b->first * a->value.row, a->value.col, a->value.row};
     struct panel outputs = {p->span.outputs, p->width};
     if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, keys))
-        add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach a lane that does not see it */
+        add_visible_values(p, b, values, a->value_dim, outputs,
+                           rescale); /* 0 * NaN must not reach a lane that does not see it */
     else if (p->span.empty)
         multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, NULL);
     else
@@ -112,15 +112,13 @@ static void begin_state(const struct lanes *p, struct state *s)
     s->empty = 1;
 }
 
-static void attend_block(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p,
-                         struct scaling scaling, ptrdiff_t key0, struct block *b)
+static void attend_block(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct scaling scaling,
+                         ptrdiff_t key0, struct block *b)
 {
     float rescale[PANEL_LANES];
-    if (!score_block(a, t, p, scaling, key0, b))
-        return;
+    if (!score_block(a, t, p, scaling, key0, b)) return;
     softmax(p->nv, b->last - b->first, scaling.c, b->scores, b->max, &p->span, rescale);
-    if (p->span.outputs)
-        add_values(a, t, p, b, rescale);
+    if (p->span.outputs) add_values(a, t, p, b, rescale);
     p->span.empty = 0;
 }
 
@@ -128,8 +126,7 @@ static void attend_block(const struct sa_attention *a, const struct sa_tile *t, 
 static void merge_span(struct lanes *p, ptrdiff_t value_dim, float c)
 {
     struct state *total = &p->total, *span = &p->span;
-    if (span->empty)
-        return;
+    if (span->empty) return;
     if (total->empty) {
         struct state swap = *total;
         *total = *span;
@@ -213,8 +210,7 @@ static int attend(const struct sa_attention *a, const struct sa_tile *t, struct 
     }
     for (ptrdiff_t span = first / SA_KEY_SPAN * SA_KEY_SPAN; span < last; span += SA_KEY_SPAN) {
         int status = sa_checkpoint();
-        if (status)
-            return status;
+        if (status) return status;
         for (int i = 0; i < count; ++i)
             begin_state(&panels[i], &panels[i].span);
         ptrdiff_t end = smaller(span + SA_KEY_SPAN, last);
@@ -238,8 +234,7 @@ static int attention(const struct sa_attention *a, const struct sa_tile *t, void
         if (panels[i].total.empty)
             memset(panels[i].total.outputs, 0, (size_t)a->value_dim * (size_t)panels[i].width * sizeof(float));
         store_outputs(a, t, &panels[i]);
-        if (t->lse)
-            store_lse(a, t, &panels[i], scaling.units);
+        if (t->lse) store_lse(a, t, &panels[i], scaling.units);
     }
     return status;
 }

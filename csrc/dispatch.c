@@ -2,7 +2,7 @@
 #include "kernels.h"
 
 static const struct sa_kernels *const compiled[] = {
-    /* best first */
+/* best first */
 #if defined(__x86_64__)
     &sa_kernels_avx512,
     &sa_kernels_avx2,
@@ -17,8 +17,7 @@ static const struct sa_kernels *active;
 const struct sa_kernels *sa_available(int index)
 {
     for (size_t i = 0; i < sizeof compiled / sizeof *compiled; ++i)
-        if (compiled[i]->runs_here() && index-- == 0)
-            return compiled[i];
+        if (compiled[i]->runs_here() && index-- == 0) return compiled[i];
     return NULL;
 }
 

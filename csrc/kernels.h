@@ -15,8 +15,8 @@ enum {
     SA_MAX_LEADING = 16, /* leading (batch) dimensions */
     SA_TASK_ROWS = 64,   /* rows of the score matrix (queries x grouped heads) that one task takes */
     SA_MIN_LANES = 4,
-    SA_KEY_BLOCK = 144,                /* keys that share one maximum ... */
-    SA_KEY_SPAN = 12 * SA_KEY_BLOCK,  /* ... and one chain of additions: functions of nothing but the key's index */
+    SA_KEY_BLOCK = 144,              /* keys that share one maximum ... */
+    SA_KEY_SPAN = 12 * SA_KEY_BLOCK, /* ... and one chain of additions: functions of nothing but the key's index */
 };
 
 /* An array as it lies in memory: a base address and byte strides. data is NULL for an argument not given. */

@@ -51,8 +51,8 @@ enum biased {
 };
 
 struct block {
-    ptrdiff_t first, last; /* the keys of the block that some lane may see */
-    float *scores, *bias;  /* keys x width */
+    ptrdiff_t first, last;  /* the keys of the block that some lane may see */
+    float *scores, *bias;   /* keys x width */
     float max[PANEL_LANES]; /* of the scores */
     int ranged;             /* some lane's range begins or ends inside the block: */
     int32_t begin[PANEL_LANES], end[PANEL_LANES];
@@ -121,8 +121,7 @@ INLINE void load_turned(const char *const rows[LANES], ptrdiff_t n, ptrdiff_t of
     } else {
         for (int i = 0; i < LANES; ++i) {
             tile[i] = vsplat(0.0f);
-            if (i < n)
-                tile[i] = load_row(rows[i] + offset, col, width);
+            if (i < n) tile[i] = load_row(rows[i] + offset, col, width);
         }
     }
     vtranspose(tile);

@@ -30,8 +30,7 @@ static void finish_row(const struct sa_linear *l, ptrdiff_t row, ptrdiff_t colum
         ptrdiff_t lanes = smaller(LANES, n - i);
         int whole = lanes == LANES;
         vfloat v = vload(sum + i);
-        if (l->bias)
-            v += whole ? vload(l->bias + column + i) : vload_first(l->bias + column + i, lanes);
+        if (l->bias) v += whole ? vload(l->bias + column + i) : vload_first(l->bias + column + i, lanes);
         v = activate_vector(l->activation, v);
         if (l->residual) {
             const float *r = l->residual + row * l->residual_stride + column + i;

@@ -63,8 +63,7 @@ static enum biased load_shared_bias(const struct sa_attention *a, const struct s
     const char *mask = t->mask ? t->mask + query * a->mask.row + head * a->mask.head + *first * a->mask.col : NULL;
     const char *bias = t->bias ? t->bias + query * a->bias.row + head * a->bias.head + *first * a->bias.col : NULL;
     expand_row(mask, a->mask.col, bias, a->bias.col, *last - *first, row, &masked, &visible);
-    if (!visible)
-        return ALL_MASKED;
+    if (!visible) return ALL_MASKED;
     ptrdiff_t begin = 0, end = *last - *first;
     while (row[begin] == -INFINITY)
         ++begin;
@@ -85,8 +84,7 @@ static enum biased load_shared_bias(const struct sa_attention *a, const struct s
 static enum biased load_bias(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
                              int nv, ptrdiff_t *first, ptrdiff_t *last, float *panel)
 {
-    if ((!t->mask && !t->bias) || *first >= *last)
-        return NOT_BIASED;
+    if ((!t->mask && !t->bias) || *first >= *last) return NOT_BIASED;
     ptrdiff_t group = a->num_heads / a->num_kv_heads;
     if ((!t->mask || same_row(&a->mask, group, rows)) && (!t->bias || same_row(&a->bias, group, rows)))
         return load_shared_bias(a, t, row0, nv, first, last, panel);
@@ -94,8 +92,7 @@ static enum biased load_bias(const struct sa_attention *a, const struct sa_tile 
     for (int v = 0; v < nv; ++v)
         expand_lanes(a, t, row0 + v * LANES, smaller(LANES, rows - v * LANES), *first, *last - *first,
                      panel + v * LANES, nv * LANES, &masked, &visible);
-    if (!visible)
-        return ALL_MASKED;
+    if (!visible) return ALL_MASKED;
     return masked || t->bias ? BIASED : NOT_BIASED;
 }
 
@@ -115,8 +112,7 @@ INLINE vint visible_lanes(const struct lanes *p, const struct block *b, ptrdiff_
 {
     vint k = visplat((int32_t)key);
     vint visible = (k >= *(const vint *)(b->begin + v * LANES)) & (k < *(const vint *)(b->end + v * LANES));
-    if (b->biased == BIASED)
-        visible &= vload(b->bias + key * p->width + v * LANES) != vsplat(-INFINITY);
+    if (b->biased == BIASED) visible &= vload(b->bias + key * p->width + v * LANES) != vsplat(-INFINITY);
     return visible;
 }
 
@@ -129,8 +125,7 @@ static void mask_scores(const struct lanes *p, struct block *b, float units)
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
             float *at = b->scores + k * p->width + v * LANES;
             vfloat score = vload(at);
-            if (b->biased == BIASED)
-                score = vfma(score, vsplat(units), vload(b->bias + k * p->width + v * LANES));
+            if (b->biased == BIASED) score = vfma(score, vsplat(units), vload(b->bias + k * p->width + v * LANES));
             score = vselect(visible_lanes(p, b, k, v), score, vsplat(-INFINITY));
             max = vmax(score, max);
             vstore(at, score);
@@ -175,8 +170,7 @@ static void add_visible_values(const struct lanes *p, const struct block *b, str
                 vfloat more = vfma(value, vload(b->scores + k * p->width + v * LANES), sum);
                 sum = vselect(visible_lanes(p, b, k, v), more, sum);
             }
-            if (!p->span.empty)
-                sum = vfma(vload(at), vload(rescale + v * LANES), sum);
+            if (!p->span.empty) sum = vfma(vload(at), vload(rescale + v * LANES), sum);
             vstore(at, sum);
         }
 }

@@ -31,8 +31,7 @@ static double natural_log(double x)
         double value;
         int64_t bits;
     } u = {x};
-    if (!(x > 0.0) || u.bits >= 0x7ff0000000000000)
-        return x == 0.0 ? -(double)INFINITY : x;
+    if (!(x > 0.0) || u.bits >= 0x7ff0000000000000) return x == 0.0 ? -(double)INFINITY : x;
     int64_t k = (u.bits - 0x3fe6a09e667f3bcd) >> 52; /* sqrt(1/2) */
     u.bits -= k * ((int64_t)1 << 52);
     double z = (u.value - 1.0) / (u.value + 1.0), z2 = z * z, series = 0.0;

@@ -30,8 +30,7 @@ INLINE double row_sum(const float *x, ptrdiff_t n, double shift, const int power
     for (; i + SUMS <= n; i += SUMS)
         for (int j = 0; j < SUM_VECTORS; ++j) {
             vdouble d = widen(x + i + j * DOUBLES) - shift;
-            if (power == 2)
-                d *= d;
+            if (power == 2) d *= d;
             sums[j] += d;
         }
     double tail[SUMS] = {0};
@@ -57,8 +56,7 @@ static void norm(const struct sa_norm *l, ptrdiff_t row0, ptrdiff_t row1)
         ptrdiff_t i = 0;
         for (; i + DOUBLES <= l->width; i += DOUBLES) {
             vdouble v = (widen(x + i) - mean) * scale * widen(l->weight + i);
-            if (l->bias)
-                v += widen(l->bias + i);
+            if (l->bias) v += widen(l->bias + i);
             *(vhalf *)(y + i) = __builtin_convertvector(v, vhalf);
         }
         for (; i < l->width; ++i) {

@@ -85,8 +85,7 @@ static ptrdiff_t longest(const int64_t *cu_seqlens, ptrdiff_t items)
 {
     ptrdiff_t most = 0;
     for (ptrdiff_t i = 0; i < items; ++i)
-        if (cu_seqlens[i + 1] - cu_seqlens[i] > most)
-            most = (ptrdiff_t)(cu_seqlens[i + 1] - cu_seqlens[i]);
+        if (cu_seqlens[i + 1] - cu_seqlens[i] > most) most = (ptrdiff_t)(cu_seqlens[i + 1] - cu_seqlens[i]);
     return most;
 }
 
@@ -98,8 +97,8 @@ int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention
     struct attention_job job = {kernels, a, (q_len * group + SA_TASK_ROWS - 1) / SA_TASK_ROWS,
                                 kernels->attention_workspace(a),
                                 weights ? kernels->attention_weights : kernels->attention};
-    double multiply_adds = (double)a->items * (double)a->num_heads * (double)q_len * (double)kv_len *
-                           (double)(a->head_dim + a->value_dim);
+    double multiply_adds =
+        (double)a->items * (double)a->num_heads * (double)q_len * (double)kv_len * (double)(a->head_dim + a->value_dim);
     return sa_parallel_for(job.tiles * a->items * a->num_kv_heads, attention_task, &job,
                            worthwhile_threads(multiply_adds, num_threads));
 }
@@ -129,8 +128,7 @@ int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, i
 {
     ptrdiff_t blocks = (l->rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
     ptrdiff_t panels = (l->width + kernels->panel_width - 1) / kernels->panel_width;
-    if (blocks == 0 || panels == 0)
-        return SA_OK;
+    if (blocks == 0 || panels == 0) return SA_OK;
     num_threads = worthwhile_threads((double)l->rows * (double)l->depth * (double)l->width, num_threads);
     ptrdiff_t wanted = 4 * num_threads > blocks ? (4 * num_threads + blocks - 1) / blocks : 1; /* tasks a block */
     ptrdiff_t per_task = (panels + wanted - 1) / wanted;

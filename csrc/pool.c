@@ -96,7 +96,10 @@ static void lock_pool(void)
     pthread_mutex_lock(&pool.lock);
 }
 
-static void unlock_pool(void) { pthread_mutex_unlock(&pool.lock); }
+static void unlock_pool(void)
+{
+    pthread_mutex_unlock(&pool.lock);
+}
 
 /* ---- cancellation -------------------------------------------------------------------------------------------- */
 
@@ -133,7 +136,10 @@ int sa_checkpoint(void)
     return atomic_load(&job->status);
 }
 
-void sa_set_poll(int (*poll)(void)) { atomic_store(&poll_function, poll); }
+void sa_set_poll(int (*poll)(void))
+{
+    atomic_store(&poll_function, poll);
+}
 
 /* ---- workers ------------------------------------------------------------------------------------------------- */
 
@@ -218,7 +224,8 @@ static void hire(int count)
     sigset_t signals, saved;
     sigfillset(&signals);
     const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&signals, faults[i]);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        sigdelset(&signals, faults[i]);
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes)) return;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
@@ -243,13 +250,15 @@ static void open_job(struct job *job, int helpers)
     job->wanted = helpers < pool.workers ? helpers : pool.workers;
     if (job->wanted > 0) {
         struct job **at = &pool.open;
-        while (*at) at = &(*at)->next;
+        while (*at)
+            at = &(*at)->next;
         *at = job;
     }
     int lacking = atomic_fetch_add(&pool.wanted, job->wanted) + job->wanted - atomic_load(&pool.idle);
     int wake = lacking < pool.sleeping ? lacking : pool.sleeping;
     unlock_pool();
-    for (; wake > 0; wake--) pthread_cond_signal(&pool.work);
+    for (; wake > 0; wake--)
+        pthread_cond_signal(&pool.work);
 }
 
 static void close_job(struct job *job)
@@ -316,7 +325,10 @@ int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_thread
     return atomic_load(&job.status);
 }
 
-int sa_get_num_threads(void) { return atomic_load(&default_threads); }
+int sa_get_num_threads(void)
+{
+    return atomic_load(&default_threads);
+}
 
 void sa_set_num_threads(int num_threads)
 {
@@ -324,9 +336,15 @@ void sa_set_num_threads(int num_threads)
     atomic_store(&default_threads, most > 1 ? most : 1);
 }
 
-int selfattn_get_num_threads(void) { return sa_get_num_threads(); }
+int selfattn_get_num_threads(void)
+{
+    return sa_get_num_threads();
+}
 
-void selfattn_set_num_threads(int num_threads) { sa_set_num_threads(num_threads); }
+void selfattn_set_num_threads(int num_threads)
+{
+    sa_set_num_threads(num_threads);
+}
 
 /* ---- birth and fork ------------------------------------------------------------------------------------------ */
 
@@ -341,9 +359,15 @@ static void init_conditions(void)
 }
 
 /* With the lock held, no other thread can be half-way through a change when the process is copied. */
-static void before_fork(void) { lock_pool(); }
+static void before_fork(void)
+{
+    lock_pool();
+}
 
-static void after_fork_in_parent(void) { unlock_pool(); }
+static void after_fork_in_parent(void)
+{
+    unlock_pool();
+}
 
 /* The child has one thread, which holds the lock: no workers, no jobs of others. */
 static void after_fork_in_child(void)

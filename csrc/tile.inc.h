@@ -69,13 +69,10 @@ INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdif
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v) {
             float *at = c.data + i * c.stride + v * LANES;
-            if (mode == TILE_ADD)
-                sum[i][v] += vload(at);
-            if (mode == TILE_RESCALE)
-                sum[i][v] = vfma(vload(at), lane[v], sum[i][v]);
+            if (mode == TILE_ADD) sum[i][v] += vload(at);
+            if (mode == TILE_RESCALE) sum[i][v] = vfma(vload(at), lane[v], sum[i][v]);
             vstore(at, sum[i][v]);
-            if (mode == TILE_MAX)
-                lane[v] = vmax(sum[i][v], lane[v]);
+            if (mode == TILE_MAX) lane[v] = vmax(sum[i][v], lane[v]);
         }
 }
 
@@ -115,12 +112,9 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
     }
     while (rows >= TILE_ROWS(nv))
         SA_TILES(TILE_ROWS(nv))
-    if (TILE_ROWS(nv) > 4 && rows >= 4)
-        SA_TILES(4)
-    if (rows >= 2)
-        SA_TILES(2)
-    if (rows >= 1)
-        SA_TILES(1)
+    if (TILE_ROWS(nv) > 4 && rows >= 4) SA_TILES(4)
+    if (rows >= 2) SA_TILES(2)
+    if (rows >= 1) SA_TILES(1)
 #undef SA_TILES
     if (mode == TILE_MAX)
         for (int v = 0; v < nv; ++v)

@@ -39,8 +39,7 @@ static int attention_weights(const struct sa_attention *a, const struct sa_tile 
         struct lanes *p = &panels[i];
         clear_rows(a, t, p);
         for (ptrdiff_t key = p->min_first / SA_KEY_BLOCK * SA_KEY_BLOCK; key < p->max_last; key += SA_KEY_BLOCK) {
-            if (!score_block(a, t, p, scaling, key, &b))
-                continue;
+            if (!score_block(a, t, p, scaling, key, &b)) continue;
             for (int v = 0; v < p->nv; ++v) {
                 vfloat max = vload(p->total.max + v * LANES), sum = vload(p->total.sum + v * LANES);
                 max = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
@@ -52,8 +51,7 @@ static int attention_weights(const struct sa_attention *a, const struct sa_tile 
             }
             store_weights(a, t, p, &b);
         }
-        if (!status)
-            status = sa_checkpoint();
+        if (!status) status = sa_checkpoint();
     }
     return status;
 }

@@ -140,9 +140,15 @@ void sa_trim(void)
     pthread_mutex_unlock(&registry.lock);
 }
 
-static void before_fork(void) { pthread_mutex_lock(&registry.lock); }
+static void before_fork(void)
+{
+    pthread_mutex_lock(&registry.lock);
+}
 
-static void after_fork_in_parent(void) { pthread_mutex_unlock(&registry.lock); }
+static void after_fork_in_parent(void)
+{
+    pthread_mutex_unlock(&registry.lock);
+}
 
 /* The other threads are not in the child, but their memory is. */
 static void after_fork_in_child(void)

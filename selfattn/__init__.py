@@ -1,7 +1,7 @@
 """selfattn: exact self-attention on the CPU, from Python, on NumPy arrays.
 
 The operator: attention, attention_weights. Positions: sinusoidal_positions, rotary_embedding, alibi_slopes.
-The cell, cells side by side, layers in depth: SelfAttentionCell, MultiHeadSelfAttention, EncoderLayer, Encoder.
+The cell, cells side by side, and in depth: SelfAttentionCell, MultiHeadSelfAttention, EncoderLayer, Encoder.
 Text: TextEncoder. The runtime: threads, set_num_threads, get_num_threads, available_isas, active_isa, trim.
 The specification of all of it, in plain NumPy: selfattn.reference.
 """
@@ -72,7 +72,7 @@ _LATER = {"TextEncoder": "selfattn.text", "AttentionMap": "selfattn.view", "refe
 
 
 def __getattr__(name: str) -> Any:
-    """Text models and pictures are imported when first used: `import selfattn` loads NumPy and the kernels."""
+    """Text models and pictures are imported when used: `import selfattn` loads NumPy and the kernels."""
     if name not in _LATER:
         raise AttributeError(f"module 'selfattn' has no attribute {name!r}")
     import importlib

@@ -23,16 +23,18 @@ def attention(
     mask: Array | None,
     bias: Array | None,
     lse: Array | None,
+    weights: bool,
     kv_lengths: Array | None,
     leading: tuple[int, ...],
     sizes: tuple[int, int, int, int, int, int],
     scale: float,
     causal: bool,
     bottom_right: bool,
-    weights: bool,
     num_threads: int,
 ) -> None: ...
-def linear(x: Array, weight: Array, bias: Array | None, activation: str | None, num_threads: int) -> Array: ...
+def linear(
+    x: Array, weight: Array, bias: Array | None, activation: str | None, num_threads: int
+) -> Array: ...
 def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float, num_threads: int) -> Array: ...
 def rms_norm(x: Array, weight: Array, eps: float, num_threads: int) -> Array: ...
 def gelu(x: Array) -> Array: ...

@@ -122,7 +122,9 @@ cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const flo
     return sa_gate_run(kernels, activation, gate_up, rows, width, y, threads)
 
 
-cdef dict ACTIVATIONS = {None: SA_IDENTITY, "gelu": SA_GELU, "gelu_tanh": SA_GELU_TANH, "relu": SA_RELU, "silu": SA_SILU}
+cdef dict ACTIVATIONS = {
+    None: SA_IDENTITY, "gelu": SA_GELU, "gelu_tanh": SA_GELU_TANH, "relu": SA_RELU, "silu": SA_SILU,
+}
 
 
 cdef sa_activation activation_code(str name) except *:
@@ -174,8 +176,8 @@ cdef void lay_out(sa_array *array, const Py_buffer *view, int columns, int num_l
             array.leading[num_leading - 1 - (dim - columns - 2)] = stride
 
 
-def attention(query, key, value, out, mask, bias, lse, kv_lengths, tuple leading, tuple sizes, float scale,
-              bint causal, bint bottom_right, bint weights, int num_threads):
+def attention(query, key, value, out, mask, bias, lse, bint weights, kv_lengths, tuple leading, tuple sizes,
+              float scale, bint causal, bint bottom_right, int num_threads):
     """sizes = (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim). With `weights`, out is (..., kv_len)."""
     cdef sa_attention args
     cdef Py_buffer views[8]

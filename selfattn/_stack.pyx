@@ -103,23 +103,24 @@ cdef class PackedEncoder:
         layer.activation = activation_code(c["activation"])
         return 0
 
-    def run(self, x not None, cu_seqlens not None, int num_threads, stop_after=None):
-        """x (tokens, d_model) float32 and cu_seqlens (batch + 1,) int64, both C-contiguous -> a new (tokens, d_model)."""
-        cdef ptrdiff_t layers = self.num_layers if stop_after is None else min(stop_after, self.num_layers)
+    def run(self, x not None, cu_seqlens not None, int num_threads, ptrdiff_t first=0, last=None):
+        """x (tokens, d_model) float32 and cu_seqlens (batch + 1,) int64, both C-contiguous, through the layers
+        first .. last - 1 -> a new (tokens, d_model)."""
+        cdef ptrdiff_t end = self.num_layers if last is None else last
         cdef ptrdiff_t sequences = len(cu_seqlens) - 1
         cdef int status
         y = np.array(x, np.float32, order="C")
         cdef float *data = data_of(y)
         cdef const int64_t[::1] bounds = cu_seqlens
-        if layers and sequences > 0 and y.size:
+        if first < end and sequences > 0 and y.size:
             with nogil:
-                status = self.run_groups(data, &bounds[0], sequences, layers, num_threads)
+                status = self.run_groups(data, &bounds[0], sequences, first, end, num_threads)
             raise_status(status)
         return y
 
-    cdef int run_groups(self, float *x, const int64_t *bounds, ptrdiff_t sequences, ptrdiff_t layers,
-                        int threads) noexcept nogil:
-        """Groups of whole sequences go through the whole stack, one group after the other."""
+    cdef int run_groups(self, float *x, const int64_t *bounds, ptrdiff_t sequences, ptrdiff_t first_layer,
+                        ptrdiff_t end_layer, int threads) noexcept nogil:
+        """Groups of whole sequences go through all the layers, one group after the other."""
         cdef ptrdiff_t first = 0, last, i, most = 0
         cdef int status = SA_OK
         while first < sequences:
@@ -127,7 +128,7 @@ cdef class PackedEncoder:
             most = max(most, bounds[last] - bounds[first])
             first = last
         cdef Buffers b
-        cdef float *memory = self.allocate(most, layers, &b)
+        cdef float *memory = self.allocate(most, &b)
         cdef int64_t *local = <int64_t *>malloc((sequences + 1) * sizeof(int64_t))
         if memory == NULL or local == NULL:
             status = SA_NO_MEMORY
@@ -136,7 +137,7 @@ cdef class PackedEncoder:
             last = group_end(bounds, first, sequences)
             for i in range(last - first + 1):
                 local[i] = bounds[first + i] - bounds[first]
-            for i in range(layers):
+            for i in range(first_layer, end_layer):
                 if status == SA_OK:
                     status = self.run_layer(&self.layers[i], x + bounds[first] * self.d_model, &b, local,
                                             last - first, threads)
@@ -145,9 +146,9 @@ cdef class PackedEncoder:
         free(local)
         return status
 
-    cdef float *allocate(self, ptrdiff_t tokens, ptrdiff_t layers, Buffers *b) noexcept nogil:
+    cdef float *allocate(self, ptrdiff_t tokens, Buffers *b) noexcept nogil:
         cdef ptrdiff_t i, qkv = 0, context = 0, hidden = 0, gated = 0
-        for i in range(layers):
+        for i in range(self.num_layers):
             qkv = max(qkv, self.layers[i].qkv.width)
             context = max(context, self.layers[i].output.depth)
             hidden = max(hidden, self.layers[i].up.width)
@@ -191,7 +192,8 @@ cdef class PackedEncoder:
         if status != SA_OK:
             return status
         memset(&a, 0, sizeof(a))
-        a.query.data, a.key.data, a.value.data, a.out.data = <char *>b.qkv, <char *>key, <char *>value, <char *>b.context
+        a.query.data, a.key.data, a.value.data = <char *>b.qkv, <char *>key, <char *>value
+        a.out.data = <char *>b.context
         a.query.row = a.key.row = a.value.row = row
         a.out.row = layer.output.depth * sizeof(float)
         a.query.head = a.key.head = layer.head_dim * sizeof(float)

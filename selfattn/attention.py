@@ -73,8 +73,8 @@ def attention(
         value: (..., num_kv_heads, kv_len, value_dim) float32.
         mask: bool, broadcasts to (..., num_heads, q_len, kv_len). True = attend.
         bias: float32, broadcasts likewise, added to the scaled scores. -inf masks like False.
-        causal: True = a query sees the keys up to its own index (q_len must equal kv_len); "top_left" the same
-            for other lengths; "bottom_right" aligns the last query with the last of the kv_len keys.
+        causal: True = a query sees the keys up to its own index (q_len must equal kv_len); "top_left" is the
+            same for other lengths; "bottom_right" aligns the last query with the last of the kv_len keys.
         kv_lengths: (batch,) integers, the valid keys of each item; batch is the first leading dimension.
         scale: a finite number, 1 / sqrt(head_dim) by default. 0 and negative are legal.
         return_lse: also return the log-sum-exp of the scaled, masked scores (natural logarithm).
@@ -82,23 +82,23 @@ def attention(
         num_threads: threads for this call; by default what `selfattn.threads` and `set_num_threads` say.
 
     Leading dimensions broadcast as in NumPy; all masks hold together (AND). A row with no key gives 0 and
-    lse -inf. Masked keys and values reach nothing, even if they hold NaN or Inf. The result is the same to the
-    last bit for any number of threads, in any batch, at any strides, and on every instruction set with FMA.
+    lse -inf. Masked keys and values reach nothing, even if they hold NaN or Inf. The result is the same to
+    the last bit for any number of threads, in any batch, at any strides, on every instruction set with FMA.
 
     Returns:
-        (..., num_heads, q_len, value_dim) float32; with return_lse also the lse, (..., num_heads, q_len) float32.
+        (..., num_heads, q_len, value_dim) float32; with return_lse also lse, (..., num_heads, q_len) float32.
 
     Raises:
-        TypeError: a dtype or type that is not accepted. ValueError: shapes, lengths or numbers that do not fit.
+        TypeError: a type or dtype that is not accepted.
+        ValueError: shapes, lengths or numbers that do not fit.
     """
     arrays = {"query": query, "key": key, "value": value}
     leading, sizes = _sizes(arrays)
-    num_heads, _, q_len, kv_len, head_dim, value_dim = sizes
     options = _options(leading, sizes, mask, bias, causal, kv_lengths, scale, num_threads)
-    shape = (*leading, num_heads, q_len, value_dim)
+    shape = (*leading, sizes[0], sizes[2], sizes[5])
     target, result = _target(out, shape, (query, key, value, mask, bias))
     lse = np.empty(shape[:-1], np.float32) if return_lse else None
-    _kernels.attention(query, key, value, target, mask, bias, lse, *options, False, resolve_num_threads(num_threads))
+    _kernels.attention(query, key, value, target, mask, bias, lse, False, *options)
     if target is not result:
         result[...] = target
     return (result, lse) if return_lse else result
@@ -136,8 +136,7 @@ def attention_weights(
         leading, sizes = _sizes({"query": query, "key": key})
     options = _options(leading, sizes, mask, bias, causal, kv_lengths, scale, num_threads)
     weights = np.empty((*leading, sizes[0], sizes[2], sizes[3]), np.float32)
-    threads = resolve_num_threads(num_threads)
-    _kernels.attention(query, key, None, weights, mask, bias, None, *options, True, threads)
+    _kernels.attention(query, key, None, weights, mask, bias, None, True, *options)
     return weights
 
 
@@ -167,15 +166,20 @@ def _sizes(arrays: dict[str, Array]) -> tuple[tuple[int, ...], tuple[int, int, i
         if value_len != kv_len:
             raise ValueError(f"key has kv_len={kv_len} and value has kv_len={value_len}; they must be equal")
         if value_heads != num_kv_heads:
-            raise ValueError(f"key has num_kv_heads={num_kv_heads} and value has {value_heads}; they must be equal")
+            raise ValueError(
+                f"key has num_kv_heads={num_kv_heads}, value num_kv_heads={value_heads}; they must be equal"
+            )
     if num_heads == 0 or num_kv_heads == 0 or num_heads % num_kv_heads:
-        fix = "give each a head" if not num_heads or not num_kv_heads else "every key head serves a whole group"
+        fix = (
+            "give each a head" if not num_heads or not num_kv_heads else "every key head serves a whole group"
+        )
         raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}; {fix}")
     leading = query.shape[:-3]
     if any(array.shape[:-3] != leading for array in arrays.values()):
         leading = _broadcast({name: array.shape[:-3] for name, array in arrays.items()})
-    if len(leading) > _kernels.MAX_LEADING:
-        raise ValueError(f"query, key and value have {len(leading)} leading dimensions; at most {_kernels.MAX_LEADING}")
+    most = _kernels.MAX_LEADING
+    if len(leading) > most:
+        raise ValueError(f"query, key and value have {len(leading)} leading dimensions; at most {most} work")
     return leading, (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim)
 
 
@@ -208,7 +212,7 @@ def _options(
     scale: float | None,
     num_threads: int | None,
 ) -> tuple[Any, ...]:
-    """What _kernels.attention wants after the arrays: kv_lengths, leading, sizes, scale, causal, bottom_right."""
+    """The last arguments of _kernels.attention, from kv_lengths on."""
     num_heads, _, q_len, kv_len, head_dim, _ = sizes
     if mask is not None or bias is not None:
         scores = (*leading, num_heads, q_len, kv_len)
@@ -219,21 +223,25 @@ def _options(
     if kv_lengths is not None:
         kv_lengths = _lengths(kv_lengths, leading, kv_len)
     factor = 1.0 / math.sqrt(head_dim) if scale is None else _scale(scale)
-    return kv_lengths, leading, sizes, factor, causal is not False, causal == "bottom_right"
+    threads = resolve_num_threads(num_threads)
+    return kv_lengths, leading, sizes, factor, causal is not False, causal == "bottom_right", threads
 
 
-def _require_broadcast(name: str, array: Array | None, scores: tuple[int, ...], dtype: Any, instead: str) -> None:
+def _require_broadcast(
+    name: str, array: Array | None, scores: tuple[int, ...], dtype: Any, instead: str
+) -> None:
     if array is None:
         return
     if not isinstance(array, np.ndarray) or array.dtype != dtype or not array.dtype.isnative:
-        have = getattr(array, "dtype", type(array).__name__)
-        raise TypeError(f"{name} has dtype {have}; it must be {np.dtype(dtype).name} ({instead})")
+        have = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else f"type {type(array).__name__}"
+        raise TypeError(f"{name} has {have}; it must be a NumPy array of {np.dtype(dtype).name} ({instead})")
     fits = array.ndim <= len(scores) and all(
         size in (1, full) for size, full in zip(array.shape[::-1], scores[::-1], strict=False)
     )
     if not fits:
         raise ValueError(
-            f"{name} has shape {array.shape}, which does not broadcast to (..., num_heads, q_len, kv_len) = {scores}"
+            f"{name} has shape {array.shape}, which does not broadcast to {scores}, "
+            "(..., num_heads, q_len, kv_len)"
         )
 
 
@@ -251,7 +259,7 @@ def _lengths(kv_lengths: npt.ArrayLike, leading: tuple[int, ...], kv_len: int) -
         raise TypeError(f"kv_lengths has dtype {lengths.dtype}; it must be integers")
     batch = leading[:1] or (1,)
     if lengths.shape not in (batch, leading[:1]):
-        raise ValueError(f"kv_lengths has shape {lengths.shape}; one length for each item of the batch is {batch}")
+        raise ValueError(f"kv_lengths has shape {lengths.shape}; one length for each item is {batch}")
     if lengths.size and (lengths.min() < 0 or lengths.max() > kv_len):
         wrong = lengths.min() if lengths.min() < 0 else lengths.max()
         raise ValueError(f"kv_lengths holds {wrong}; it must be between 0 and kv_len={kv_len}")
@@ -261,9 +269,10 @@ def _lengths(kv_lengths: npt.ArrayLike, leading: tuple[int, ...], kv_len: int) -
 def _scale(scale: object) -> float:
     if isinstance(scale, bool) or not isinstance(scale, int | float | np.integer | np.floating):
         raise TypeError(f"scale={scale!r} must be a number")
-    if not abs(scale) <= float(np.finfo(np.float32).max):
+    number = float(scale)
+    if not abs(number) <= float(np.finfo(np.float32).max):
         raise ValueError(f"scale={scale} must be finite in float32")
-    return float(scale)
+    return number
 
 
 # ---- the output ----
@@ -278,7 +287,7 @@ def _target(
         return fresh, fresh
     _require_float32("out", out)
     if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}; the result is (..., num_heads, q_len, value_dim) = {shape}")
+        raise ValueError(f"out has shape {out.shape}; it needs {shape}, (..., num_heads, q_len, value_dim)")
     if not out.flags.writeable:
         raise ValueError("out is read-only; pass a writable array, or none")
     if _overlaps_itself(out):

@@ -77,7 +77,7 @@ def test_less_than_one_thread_is_an_error(function, bad):
 
 @pytest.mark.parametrize("bad", [1.0, "2", True, [1], np.array([1, 2])])
 def test_a_number_of_threads_is_an_integer(bad):
-    with pytest.raises(TypeError, match=f"num_threads must be an integer, not {type(bad).__name__}"):
+    with pytest.raises(TypeError, match=f"must be an integer, not a {type(bad).__name__}"):
         runtime.resolve_num_threads(bad)
     with pytest.raises(TypeError, match="num_threads"), selfattn.threads(bad):
         pass

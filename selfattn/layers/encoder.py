@@ -208,11 +208,10 @@ class Encoder(Layer):
         """
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
         threads = resolve_num_threads(num_threads)
-        after = (
-            self._packed.run(words.tokens, words.cu_seqlens, threads, stop_after=depth)
-            for depth in range(1, len(self.layers) + 1)
-        )
-        return [words.restore(rows) for rows in (words.tokens.copy(), *after)]
+        states = [words.tokens.copy()]
+        for depth in range(len(self.layers)):
+            states.append(self._packed.run(states[-1], words.cu_seqlens, threads, depth, depth + 1))
+        return [words.restore(rows) for rows in states]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file: named float32 tensors (layers.0.attention.query_weight, ...) and the

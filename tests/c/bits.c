@@ -19,8 +19,7 @@ static float random_float(void)
 static float *room(ptrdiff_t n)
 {
     float *x = aligned_alloc(64, ((size_t)n * sizeof *x + 127) / 64 * 64);
-    if (!x)
-        exit(3);
+    if (!x) exit(3);
     return x;
 }
 
@@ -75,8 +74,7 @@ static void mask_by(enum masking how, struct sa_attention *a, ptrdiff_t q_len, p
     if (how == MASK_AND_BIAS) {
         ptrdiff_t n = ITEMS * HEADS * q_len * kv_len;
         char *mask = malloc((size_t)n + 1);
-        if (!mask)
-            exit(3);
+        if (!mask) exit(3);
         for (ptrdiff_t i = 0; i < n; ++i)
             mask[i] = random_float() < 2.0f;
         a->mask = array(mask, 1, HEADS, q_len, kv_len);
@@ -107,8 +105,7 @@ static void attention(ptrdiff_t q_len, ptrdiff_t kv_len, ptrdiff_t head_dim, ptr
         .scale = 0.25f,
     };
     mask_by(how, &a, q_len, kv_len);
-    if (sa_attention_run(kernels, &a, 0, 2) != 0)
-        exit(4);
+    if (sa_attention_run(kernels, &a, 0, 2) != 0) exit(4);
     report("attention", (ptrdiff_t[]){q_len, kv_len, head_dim, value_dim, how}, 5,
            hash(lse, lse_size, hash(out, out_size, HASH_START)));
     free(query), free(key), free(value), free(out), free(lse);
@@ -136,8 +133,7 @@ static void linear(ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t width, enum sa_act
         .width = width,
         .activation = activation,
     };
-    if (sa_linear_run(kernels, &l, 2) != 0)
-        exit(4);
+    if (sa_linear_run(kernels, &l, 2) != 0) exit(4);
     report("linear", (ptrdiff_t[]){rows, depth, width, activation}, 4, hash(y, rows * width, HASH_START));
     free(x), free(weight), free(bias), free(residual), free(y), free(packed);
 }
@@ -146,8 +142,7 @@ static void norm(ptrdiff_t rows, ptrdiff_t width, int rms)
 {
     float *x = floats(rows * width), *weight = floats(width), *bias = floats(width), *y = floats(rows * width);
     struct sa_norm n = {x, weight, rms ? NULL : bias, y, rows, width, 1e-5, rms};
-    if (sa_norm_run(kernels, &n, 2) != 0)
-        exit(4);
+    if (sa_norm_run(kernels, &n, 2) != 0) exit(4);
     report("norm", (ptrdiff_t[]){rows, width, rms}, 3, hash(y, rows * width, HASH_START));
     free(x), free(weight), free(bias), free(y);
 }
@@ -155,10 +150,8 @@ static void norm(ptrdiff_t rows, ptrdiff_t width, int rms)
 static void elementwise(enum sa_activation activation, ptrdiff_t rows, ptrdiff_t width)
 {
     float *x = floats(2 * rows * width), *y = floats(rows * width);
-    if (sa_gate_run(kernels, activation, x, rows, width, y, 2) != 0)
-        exit(4);
-    if (sa_activate_run(kernels, activation, x, rows * width, 2) != 0)
-        exit(4);
+    if (sa_gate_run(kernels, activation, x, rows, width, y, 2) != 0) exit(4);
+    if (sa_activate_run(kernels, activation, x, rows * width, 2) != 0) exit(4);
     report("activation", (ptrdiff_t[]){activation, rows, width}, 3,
            hash(x, rows * width, hash(y, rows * width, HASH_START)));
     free(x), free(y);

@@ -17,12 +17,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
-            _exit(1);                                                                \
-        }                                                                            \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);                                   \
+            _exit(1);                                                                                                  \
+        }                                                                                                              \
     } while (0)
 
 enum { MOST = 20000 };
@@ -40,7 +40,10 @@ static void work_for(double duration)
         ;
 }
 
-static void sleep_for(double duration) { usleep((useconds_t)(duration * 1e6)); }
+static void sleep_for(double duration)
+{
+    usleep((useconds_t)(duration * 1e6));
+}
 
 static int os_threads(void)
 {
@@ -83,7 +86,8 @@ static void check_squares(ptrdiff_t count, int threads)
     struct squares squares = {count, calloc((size_t)count + 1, sizeof(uint64_t))};
     CHECK(squares.slots);
     CHECK(sa_parallel_for(count, square, &squares, threads) == SA_OK);
-    for (ptrdiff_t i = 0; i < count; i++) CHECK(squares.slots[i] == (uint64_t)(i * i) + 1);
+    for (ptrdiff_t i = 0; i < count; i++)
+        CHECK(squares.slots[i] == (uint64_t)(i * i) + 1);
     CHECK(squares.slots[count] == 0);
     free(squares.slots);
 }
@@ -93,10 +97,12 @@ static void test_sums(void)
     const ptrdiff_t counts[] = {0, 1, 2, 3, 7, 64, 1000, MOST};
     const int threads[] = {-1, 0, 1, 2, 3, 8};
     for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
-        for (size_t t = 0; t < sizeof threads / sizeof *threads; t++) check_squares(counts[c], threads[t]);
+        for (size_t t = 0; t < sizeof threads / sizeof *threads; t++)
+            check_squares(counts[c], threads[t]);
     CHECK(sa_parallel_for(-5, square, NULL, 4) == SA_OK);
     CHECK(os_threads() <= 8);
-    for (int i = 0; i < 2000; i++) check_squares(5, 2 + i % 3);
+    for (int i = 0; i < 2000; i++)
+        check_squares(5, 2 + i % 3);
 }
 
 /* Indices are handed out in order: each thread sees them rise. */
@@ -144,7 +150,8 @@ static int nest(void *context, ptrdiff_t index)
     uint64_t slots[50] = {0};
     struct squares inner = {50, slots};
     CHECK(sa_parallel_for(50, square, &inner, 8) == SA_OK);
-    for (int i = 0; i < 50; i++) CHECK(slots[i] == (uint64_t)(i * i) + 1);
+    for (int i = 0; i < 50; i++)
+        CHECK(slots[i] == (uint64_t)(i * i) + 1);
     outer->slots[index]++;
     return SA_OK;
 }
@@ -154,7 +161,8 @@ static void test_nested(void)
     uint64_t slots[200] = {0};
     struct squares outer = {200, slots};
     CHECK(sa_parallel_for(200, nest, &outer, 2) == SA_OK);
-    for (int i = 0; i < 200; i++) CHECK(slots[i] == 1);
+    for (int i = 0; i < 200; i++)
+        CHECK(slots[i] == 1);
     CHECK(os_threads() == 2);
 }
 
@@ -169,8 +177,7 @@ static void *call_often(void *unused)
         check_squares(1 + i % 40, 3);
         if (i % 20 == 0) {
             int now = os_threads();
-            for (int most = most_threads;
-                 now > most && !atomic_compare_exchange_weak(&most_threads, &most, now);)
+            for (int most = most_threads; now > most && !atomic_compare_exchange_weak(&most_threads, &most, now);)
                 ;
             sa_trim();
         }
@@ -182,8 +189,10 @@ static void test_callers(void)
 {
     enum { CALLERS = 8 };
     pthread_t callers[CALLERS];
-    for (int i = 0; i < CALLERS; i++) CHECK(pthread_create(&callers[i], NULL, call_often, NULL) == 0);
-    for (int i = 0; i < CALLERS; i++) pthread_join(callers[i], NULL);
+    for (int i = 0; i < CALLERS; i++)
+        CHECK(pthread_create(&callers[i], NULL, call_often, NULL) == 0);
+    for (int i = 0; i < CALLERS; i++)
+        pthread_join(callers[i], NULL);
     CHECK(most_threads <= 1 + CALLERS + 2); /* main, the callers, two workers for num_threads=3 */
 }
 
@@ -254,7 +263,10 @@ static int long_task(void *context, ptrdiff_t index) /* 20 s, unless a checkpoin
 }
 
 /* The caller's task is the first and short; its helper has the long one, and no checkpoint of its own to poll. */
-static int straggle(void *context, ptrdiff_t index) { return index == 0 ? SA_OK : long_task(context, index); }
+static int straggle(void *context, ptrdiff_t index)
+{
+    return index == 0 ? SA_OK : long_task(context, index);
+}
 
 static void test_poll(void)
 {
@@ -299,7 +311,8 @@ static int guard_scratch(void *context, ptrdiff_t index)
         work_for(1e-3);
         CHECK(sa_checkpoint() == SA_OK);
     }
-    for (int i = 0; i < 4096; i++) CHECK(scratch[i] == 0xA0 + (int)index);
+    for (int i = 0; i < 4096; i++)
+        CHECK(scratch[i] == 0xA0 + (int)index);
     CHECK(sa_workspace(4096) == scratch);
     return SA_OK;
 }
@@ -345,7 +358,8 @@ static atomic_bool stop;
 static void *compute(void *unused)
 {
     (void)unused;
-    while (!stop) check_squares(2000, 3);
+    while (!stop)
+        check_squares(2000, 3);
     return NULL;
 }
 
@@ -358,16 +372,20 @@ static void test_fork(void)
     sleep_for(0.05); /* with the workers asleep */
     check_in_child(3, 2);
     pthread_t others[2];
-    for (int i = 0; i < 2; i++) CHECK(pthread_create(&others[i], NULL, compute, NULL) == 0);
-    for (int i = 0; i < 30; i++) check_in_child(1 + i % 3, i % 2);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&others[i], NULL, compute, NULL) == 0);
+    for (int i = 0; i < 30; i++)
+        check_in_child(1 + i % 3, i % 2);
     stop = 1;
-    for (int i = 0; i < 2; i++) pthread_join(others[i], NULL);
+    for (int i = 0; i < 2; i++)
+        pthread_join(others[i], NULL);
 }
 
 static int wait_60_ms(void *context, ptrdiff_t index)
 {
     (void)context, (void)index;
-    for (int i = 0; i < 60 && sa_checkpoint() == SA_OK; i++) work_for(1e-3);
+    for (int i = 0; i < 60 && sa_checkpoint() == SA_OK; i++)
+        work_for(1e-3);
     return sa_checkpoint();
 }
 
@@ -403,8 +421,7 @@ static atomic_int threads_allowed = 1000000;
 int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 int __wrap_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
-                          void *argument)
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
 {
     if (atomic_fetch_sub(&threads_allowed, 1) <= 0) return EAGAIN;
     return __real_pthread_create(thread, attributes, start, argument);
@@ -558,12 +575,14 @@ static void test_cost(void)
     enum { JOBS = 20000 };
     for (int threads = 1; threads <= 2; threads++) {
         double start = seconds();
-        for (int i = 0; i < JOBS; i++) CHECK(sa_parallel_for(2, nothing, NULL, threads) == SA_OK);
+        for (int i = 0; i < JOBS; i++)
+            CHECK(sa_parallel_for(2, nothing, NULL, threads) == SA_OK);
         printf("%d threads: %.2f us per empty job\n", threads, (seconds() - start) / JOBS * 1e6);
     }
     atomic_int arrived = 0;
     double start = seconds();
-    for (int i = 0; i < JOBS; i++) CHECK(sa_parallel_for(2, meet_spinning, &arrived, 2) == SA_OK);
+    for (int i = 0; i < JOBS; i++)
+        CHECK(sa_parallel_for(2, meet_spinning, &arrived, 2) == SA_OK);
     printf("%.2f us per job in which two threads must meet\n", (seconds() - start) / JOBS * 1e6);
 }
 

@@ -1,0 +1,146 @@
+"""The tables of README.md, from what a benchmark wrote: `python bench/table.py FILE.json ...`.
+
+Each FILE is what run.py or footprint.py wrote with --json. The text between `<!-- bench:KIND -->` and
+`<!-- /bench -->` is replaced, with the machine and the command of the measurement beside the numbers; kinds that
+no FILE holds stay as they are.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import report
+import workloads
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+ROUNDS, MIN_TIME = 9, 0.05  # run.py's own, which the command need not name
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 2 for a file or a README that cannot be used."""
+    parser = argparse.ArgumentParser(description="Put measurements into the tables of README.md.")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE.json", help="from run.py or footprint.py"
+    )
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE")
+    options = parser.parse_args(arguments)
+    try:
+        text = options.readme.read_text(encoding="utf-8")
+        for path in options.files:
+            for kind, table in tables(json.loads(path.read_text(encoding="utf-8")), path).items():
+                text = replace(text, kind, table)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    options.readme.write_text(text, encoding="utf-8")
+    return 0
+
+
+def replace(text: str, kind: str, table: str) -> str:
+    """The text with what stands between the markers of this kind replaced by the table."""
+    pattern = re.compile(rf"(<!-- bench:{kind} -->\n).*?(<!-- /bench -->)", re.DOTALL)
+    found = len(pattern.findall(text))
+    if found != 1:
+        raise ValueError(f"README has {found} places <!-- bench:{kind} --> ... <!-- /bench -->; it needs 1")
+    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+
+
+def tables(document: dict[str, Any], path: Path) -> dict[str, str]:
+    """The Markdown of each kind of measurement in the file."""
+    if "results" not in document:
+        return {"footprint": footprint_table(document, path)}
+    kinds = dict.fromkeys(result["kind"] for result in document["results"])
+    if not kinds:
+        raise ValueError(f"{path} holds no results")
+    return {kind: speed_table(kind, document, path) for kind in kinds}
+
+
+def speed_table(kind: str, document: dict[str, Any], path: Path) -> str:
+    """A row for each shape and number of threads, whoever wins."""
+    results = [result for result in document["results"] if result["kind"] == kind]
+    names = [name for name in report.COLORS if any(name in contenders(result) for result in results)]
+    unit = "GFLOP/s (more is better)" if kind == "operator" else "milliseconds (less is better)"
+    lines = [f"float32, {unit}, median ± half the interquartile range:", ""]
+    lines += rows(["shape", "threads", *names, "of peak", "best peer's time / ours"])
+    for result in results:
+        ours = result["contenders"].get(report.OURS)
+        fraction = f"{ours['fraction_of_peak']:.0%}".replace("%", " %") if ours else "-"
+        ratio = (
+            f"{result['ratio_to_best_peer']:.2f} ({result['best_peer']})" if "best_peer" in result else "-"
+        )
+        cells = [report.cell(result, name) for name in names]
+        lines += [line([result["shape"], str(result["threads"]), *cells, fraction, ratio])]
+    notes = report.footnotes(results)
+    return "\n".join(
+        [*lines, "", *(f"- {note}" for note in notes), *[""] * bool(notes), *source(kind, document, path)]
+    )
+
+
+def contenders(result: dict[str, Any]) -> set[str]:
+    """Everybody who was asked to take part, the refused and the absent too."""
+    return {*result["contenders"], *result["refused"], *result["absent"]}
+
+
+def footprint_table(document: dict[str, Any], path: Path) -> str:
+    """What selfattn costs besides time."""
+    numbers = {name: value for name, value in document.items() if isinstance(value, int | float | None)}
+    if not numbers:
+        raise ValueError(f"{path} holds neither results of run.py nor numbers of footprint.py")
+    lines = rows(["", "measured"])
+    lines += [line([name, "-" if value is None else f"{value:.2f}"]) for name, value in numbers.items()]
+    return "\n".join([*lines, "", *source("footprint", document, path)])
+
+
+def rows(heading: list[str]) -> list[str]:
+    """The head of a table: names left, numbers right."""
+    return [line(heading), line(["---", *["---:"] * (len(heading) - 1)])]
+
+
+def line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
+    """Where the numbers come from: the command, and the machine as far as the file knows it."""
+    command = (
+        f"python bench/footprint.py --json {shown(path)}"
+        if kind == "footprint"
+        else run_command(kind, document, path)
+    )
+    facts = document.get("machine")
+    if facts is None:
+        return [f"`{command}`"]
+    cpu, versions = report.provenance(facts).splitlines()
+    limits = [
+        f"FMA peak {limit['peak_gflops']:.0f} GFLOP/s on {threads} thread(s)"
+        for threads, limit in facts.get("limits", {}).items()
+    ]
+    return [f"`{command}`", "", ". ".join([cpu, *limits, f"Python {facts['python']}, {versions}."])]
+
+
+def run_command(kind: str, document: dict[str, Any], path: Path) -> str:
+    """The command line that makes this measurement again."""
+    results = [result for result in document["results"] if result["kind"] == kind]
+    shapes = tuple(dict.fromkeys(result["shape"] for result in results))
+    threads = dict.fromkeys(str(result["threads"]) for result in results)
+    command = ["python bench/run.py", kind, "--threads", ",".join(threads)]
+    if shapes != workloads.SHAPES[kind]:
+        command += ["--shapes", ",".join(shapes)]
+    settings = document["settings"]
+    if settings["rounds"] != ROUNDS:
+        command += ["--rounds", str(settings["rounds"])]
+    if settings["min_time"] != MIN_TIME:
+        command += ["--min-time", str(settings["min_time"])]
+    return " ".join([*command, "--json", shown(path)])
+
+
+def shown(path: Path) -> str:
+    """The path as it is from the top of the repository; only its name, if it lies elsewhere."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(README.parent)) if resolved.is_relative_to(README.parent) else path.name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
