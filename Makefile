@@ -6,6 +6,7 @@ PEERS    := .venv-peers
 PY       := $(VENV)/bin/python -P
 PEERS_PY := $(PEERS)/bin/python -P
 PYTEST   := $(PY) -m pytest
+BENCH    := $(PEERS)/bin/python bench/run.py
 
 C_SOURCES := $(wildcard csrc/*.c)
 C_HEADERS := $(wildcard csrc/*.h)
@@ -52,10 +53,10 @@ format: $(VENV)/check  ## put every source into the house's format
 	$(VENV)/bin/clang-format -i csrc/*.[ch] tests/c/*.c
 
 bench: $(PEERS)/bench  ## side by side with NumPy, PyTorch, ONNX Runtime and OpenVINO
-	$(PEERS_PY) bench/run.py $(ARGS)
+	$(BENCH) $(ARGS)
 
 bench-smoke: $(PEERS)/bench  ## the same in a size that only shows that it runs
-	$(PEERS_PY) bench/run.py --smoke $(ARGS)
+	$(BENCH) --smoke $(ARGS)
 
 # The sanitizers' runtime must be loaded first, and the address sanitizer takes no notice of Python's own leaks.
 # (The thread sanitizer watches the pool in every run of tests/test_pool.py.)

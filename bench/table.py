@@ -1,8 +1,8 @@
 """The tables of README.md, from what a benchmark wrote: `python bench/table.py FILE.json ...`.
 
 Each FILE is what run.py or footprint.py wrote with --json. The text between `<!-- bench:KIND -->` and
-`<!-- /bench -->` is replaced, with the machine and the command of the measurement beside the numbers; kinds that
-no FILE holds stay as they are.
+`<!-- /bench -->` is replaced, with the machine and the command of the measurement beside the numbers. What no
+FILE holds stays as it is.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import report
+import run
 import workloads
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-ROUNDS, MIN_TIME = 9, 0.05  # run.py's own, which the command need not name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,16 +123,17 @@ def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
 def run_command(kind: str, document: dict[str, Any], path: Path) -> str:
     """The command line that makes this measurement again."""
     results = [result for result in document["results"] if result["kind"] == kind]
-    shapes = tuple(dict.fromkeys(result["shape"] for result in results))
     threads = dict.fromkeys(str(result["threads"]) for result in results)
+    shapes = tuple(dict.fromkeys(result["shape"] for result in results))
+    peers = [name for name in run.CONTENDERS[kind] if name != report.OURS]
+    tried = [name for name in peers if any(name in contenders(result) for result in results)]
     command = ["python bench/run.py", kind, "--threads", ",".join(threads)]
     if shapes != workloads.SHAPES[kind]:
         command += ["--shapes", ",".join(shapes)]
+    if tried != peers:
+        command += ["--vs", ",".join(tried) or "''"]
     settings = document["settings"]
-    if settings["rounds"] != ROUNDS:
-        command += ["--rounds", str(settings["rounds"])]
-    if settings["min_time"] != MIN_TIME:
-        command += ["--min-time", str(settings["min_time"])]
+    command += ["--rounds", str(settings["rounds"]), "--min-time", str(settings["min_time"])]
     return " ".join([*command, "--json", shown(path)])
 
 

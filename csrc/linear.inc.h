@@ -22,24 +22,55 @@ static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdi
     }
 }
 
-/* What follows the sum, on `n` columns of one row. */
-static void finish_row(const struct sa_linear *l, ptrdiff_t row, ptrdiff_t column, ptrdiff_t n, const float *sum)
+/* What follows the sum, on one vector of a row: y = act(sum + bias) + residual. */
+INLINE vfloat finish_vector(const enum sa_activation activation, vfloat sum, const float *bias, const float *residual,
+                            ptrdiff_t lanes)
 {
-    float *y = l->y + row * l->y_stride + column;
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        ptrdiff_t lanes = smaller(LANES, n - i);
-        int whole = lanes == LANES;
-        vfloat v = vload(sum + i);
-        if (l->bias) v += whole ? vload(l->bias + column + i) : vload_first(l->bias + column + i, lanes);
-        v = activate_vector(l->activation, v);
-        if (l->residual) {
-            const float *r = l->residual + row * l->residual_stride + column + i;
-            v += whole ? vload(r) : vload_first(r, lanes);
-        }
-        if (whole)
-            vstore(y + i, v);
-        else
-            vstore_first(y + i, v, lanes);
+    int whole = lanes == LANES;
+    if (bias) sum += whole ? vload(bias) : vload_first(bias, lanes);
+    sum = activate_vector(activation, sum);
+    if (residual) sum += whole ? vload(residual) : vload_first(residual, lanes);
+    return sum;
+}
+
+/* The same on rows row0 .. row1 - 1 and the n columns from `column` on. */
+INLINE void finish_rows(const enum sa_activation activation, const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1,
+                        ptrdiff_t column, ptrdiff_t n, struct panel sums)
+{
+    const float *bias = l->bias ? l->bias + column : NULL;
+    for (ptrdiff_t row = row0; row < row1; ++row, sums.data += sums.stride) {
+        float *y = l->y + row * l->y_stride + column;
+        const float *residual = l->residual ? l->residual + row * l->residual_stride + column : NULL;
+        ptrdiff_t i = 0;
+        for (; i + LANES <= n; i += LANES)
+            vstore(y + i, finish_vector(activation, vload(sums.data + i), bias ? bias + i : NULL,
+                                        residual ? residual + i : NULL, LANES));
+        if (i < n)
+            vstore_first(y + i,
+                         finish_vector(activation, vload(sums.data + i), bias ? bias + i : NULL,
+                                       residual ? residual + i : NULL, n - i),
+                         n - i);
+    }
+}
+
+static void finish(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t column, ptrdiff_t n,
+                   struct panel sums)
+{
+    switch (l->activation) { /* outside the loops */
+    case SA_GELU:
+        finish_rows(SA_GELU, l, row0, row1, column, n, sums);
+        break;
+    case SA_GELU_TANH:
+        finish_rows(SA_GELU_TANH, l, row0, row1, column, n, sums);
+        break;
+    case SA_RELU:
+        finish_rows(SA_RELU, l, row0, row1, column, n, sums);
+        break;
+    case SA_SILU:
+        finish_rows(SA_SILU, l, row0, row1, column, n, sums);
+        break;
+    default:
+        finish_rows(SA_IDENTITY, l, row0, row1, column, n, sums);
     }
 }
 
@@ -58,8 +89,7 @@ static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
             struct operand x = {(const char *)(l->x + row * l->x_stride), l->x_stride * (ptrdiff_t)sizeof(float),
                                 sizeof(float)};
             multiply_long(nv, last - row, l->depth, LINEAR_CHAIN, x, packed, nv * LANES, c, NULL);
-            for (ptrdiff_t i = row; i < last; ++i)
-                finish_row(l, i, column, columns, scratch + (i - row) * c.stride);
+            finish(l, row, last, column, columns, c);
         }
     }
 }

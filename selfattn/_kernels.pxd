@@ -79,4 +79,6 @@ cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const flo
 cdef int raise_status(int status) except -1
 cdef sa_activation activation_code(str name) except *
 cdef float *data_of(object array) except? NULL
-cdef object pack(const sa_kernels *kernels, object weight)
+cdef ptrdiff_t packed_floats(const sa_kernels *kernels, object weight)
+cdef int pack(const sa_kernels *kernels, object weight, float *packed) except -1
+cdef float *aligned(object array) except? NULL

@@ -142,17 +142,26 @@ cdef float *data_of(object array) except? NULL:
     return data
 
 
-cdef object pack(const sa_kernels *kernels, object weight):
-    """A (depth, width) float32 weight of any strides, as panels: a flat float32 array."""
-    cdef Py_buffer view
+cdef ptrdiff_t packed_floats(const sa_kernels *kernels, object weight):
+    """How many floats the panels of a (depth, width) weight take: whole vectors, in whole cache lines."""
     cdef ptrdiff_t depth = weight.shape[0], width = weight.shape[1], lanes = kernels.lanes
-    packed = np.empty(depth * ((width + lanes - 1) // lanes * lanes), np.float32)
-    cdef float *data = data_of(packed)
+    return (depth * ((width + lanes - 1) // lanes * lanes) + 15) // 16 * 16
+
+
+cdef int pack(const sa_kernels *kernels, object weight, float *packed) except -1:
+    """Writes a (depth, width) float32 weight of any strides as panels."""
+    cdef Py_buffer view
+    cdef ptrdiff_t depth = weight.shape[0], width = weight.shape[1]
     PyObject_GetBuffer(weight, &view, PyBUF_STRIDES)
     with nogil:
-        kernels.pack_weights(<const char *>view.buf, view.strides[0], view.strides[1], depth, width, data)
+        kernels.pack_weights(<const char *>view.buf, view.strides[0], view.strides[1], depth, width, packed)
     PyBuffer_Release(&view)
-    return packed
+    return 0
+
+
+cdef float *aligned(object array) except? NULL:
+    """The first whole cache line of an array that has 16 floats to spare: loads that straddle two cost double."""
+    return <float *>((<size_t>data_of(array) + 63) // 64 * 64)
 
 # ---- attention ----
 
@@ -224,9 +233,10 @@ def linear(x not None, weight not None, bias, str activation, int num_threads):
     x = np.ascontiguousarray(x)
     bias = None if bias is None else np.ascontiguousarray(bias)
     y = np.empty((*x.shape[:x.ndim - 1], weight.shape[1]), np.float32)
-    packed = pack(kernels, weight)
+    memory = np.empty(packed_floats(kernels, weight) + 16, np.float32)
+    pack(kernels, weight, aligned(memory))
     memset(&args, 0, sizeof(args))
-    args.x, args.packed, args.bias, args.y = data_of(x), data_of(packed), data_of(bias), data_of(y)
+    args.x, args.packed, args.bias, args.y = data_of(x), aligned(memory), data_of(bias), data_of(y)
     args.depth, args.width = weight.shape[0], weight.shape[1]
     args.rows = y.size // args.width if args.width else 0
     args.x_stride, args.y_stride = args.depth, args.width

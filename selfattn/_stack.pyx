@@ -8,7 +8,7 @@ import numpy as np
 
 from selfattn._kernels cimport (
     SA_CAUSAL, SA_IDENTITY, SA_NOT_CAUSAL, SA_NO_MEMORY, SA_OK,
-    active_kernels, activation_code, data_of, pack, raise_status, run_attention, run_gate, run_linear, run_norm,
+    active_kernels, activation_code, aligned, data_of, pack, packed_floats, raise_status, run_attention, run_gate, run_linear, run_norm,
     sa_activation, sa_attention, sa_causal, sa_kernels, sa_linear, sa_norm,
 )
 
@@ -40,7 +40,8 @@ cdef struct Buffers:
     float *hidden     # (tokens, d_ff or gate | up)
     float *gated      # (tokens, d_ff)
 
-cdef ptrdiff_t GROUP_TOKENS = 768  # activations of so many tokens stay in the L2 and L3 caches
+WEIGHTS = ("qkv_weight", "output_weight", "up_weight", "down_weight")
+cdef ptrdiff_t GROUP_TOKENS = 384  # activations of so many tokens stay in the L2 and L3 caches
 
 
 cdef class PackedEncoder:
@@ -50,6 +51,8 @@ cdef class PackedEncoder:
     cdef Layer *layers
     cdef readonly ptrdiff_t num_layers
     cdef readonly ptrdiff_t d_model
+    cdef float *weights       # all packed weights, one after the other: in huge pages where the system has them
+    cdef ptrdiff_t weights_used
     cdef list keep_alive
 
     def __cinit__(self, list layers not None):
@@ -59,6 +62,10 @@ cdef class PackedEncoder:
         self.layers = <Layer *>calloc(max(1, len(layers)), sizeof(Layer))
         if self.layers == NULL:
             raise MemoryError(f"selfattn: no memory for {len(layers)} layers")
+        total = sum(packed_floats(self.kernels, c[name]) for c in layers for name in WEIGHTS)
+        memory = np.empty(total + 16, np.float32)
+        self.keep_alive.append(memory)
+        self.weights = aligned(memory)
         for i, config in enumerate(layers):
             self.set_layer(&self.layers[i], config)
         self.d_model = self.layers[0].qkv.depth if layers else 0
@@ -75,9 +82,9 @@ cdef class PackedEncoder:
 
     cdef Linear linear(self, weight, bias) except *:
         cdef Linear result
-        packed = pack(self.kernels, weight)
-        self.keep_alive.append(packed)
-        result.packed, result.bias = data_of(packed), self.keep(bias)
+        result.packed, result.bias = self.weights + self.weights_used, self.keep(bias)
+        pack(self.kernels, weight, self.weights + self.weights_used)
+        self.weights_used += packed_floats(self.kernels, weight)
         result.depth, result.width = weight.shape[0], weight.shape[1]
         return result
 

@@ -1,0 +1,133 @@
+"""README's tables: what is between the markers comes from a measurement, and nothing else changes."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+
+import report  # noqa: E402
+import table  # noqa: E402
+
+README = """before
+<!-- bench:operator -->
+old numbers
+<!-- /bench -->
+between
+<!-- bench:footprint -->
+<!-- /bench -->
+after
+"""
+
+
+def measured(shape: str = "1x2x3x4", threads: int = 1, **seconds: float) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "kind": "operator",
+        "shape": shape,
+        "threads": threads,
+        "flops": 10**9,
+        "peak_gflops": [100.0, 100.0],
+        "contenders": {name: {"median_seconds": s, "spread": 0.04} for name, s in seconds.items()},
+        "absent": {"numpy": "no module named numpy"},
+        "refused": {"openvino": "bfloat16: error 1.0e-03 above the tolerance 1.0e-05"},
+    }
+    return report.compare(result)
+
+
+def document(*results: dict[str, Any]) -> dict[str, Any]:
+    machine = {
+        "cpu": "A Processor",
+        "isa": "avx2",
+        "date": "2026-11-24T12:00:00+00:00",
+        "commit": "0123456789ab",
+        "python": "3.11.7",
+        "versions": {"selfattn": "0.1.0", "torch": "2.13.0", "onnx": None},
+        "limits": {"1": {"peak_gflops": 100.4, "read_gigabytes_per_second": 10.0}},
+    }
+    return {"machine": machine, "settings": {"rounds": 9, "min_time": 0.05}, "results": list(results)}
+
+
+def run(tmp_path: Path, contents: Any, readme: str = README) -> str:
+    (tmp_path / "README.md").write_text(readme)
+    (tmp_path / "run.json").write_text(json.dumps(contents))
+    assert table.main([str(tmp_path / "run.json"), "--readme", str(tmp_path / "README.md")]) == 0
+    return (tmp_path / "README.md").read_text()
+
+
+def test_the_numbers_of_a_run(tmp_path: Path) -> None:
+    text = run(tmp_path, document(measured(selfattn=0.02, torch=0.03), measured("5x6x7x8", 2, selfattn=0.04)))
+    assert "old numbers" not in text
+    assert (
+        "| shape | threads | selfattn | numpy | torch | openvino | of peak | best peer's time / ours |"
+        in text
+    )
+    assert "| 1x2x3x4 | 1 | 50.0 ±2 % | absent | 33.3 ±2 % | WRONG | 50 % | 1.50 (torch) |" in text
+    assert "| 5x6x7x8 | 2 | 25.0 ±2 % | absent | absent | WRONG | 25 % | - |" in text
+    assert "openvino is WRONG: bfloat16" in text
+
+
+def test_a_row_that_selfattn_loses_is_there_too(tmp_path: Path) -> None:
+    assert "| 0.50 (torch) |" in run(tmp_path, document(measured(selfattn=0.02, torch=0.01)))
+
+
+def test_where_the_numbers_come_from(tmp_path: Path) -> None:
+    text = run(tmp_path, document(measured(selfattn=0.02, torch=0.03)))
+    for fact in ("A Processor (avx2)", "2026-11-24", "commit 0123456789ab", "Python 3.11.7", "torch 2.13.0"):
+        assert fact in text
+    assert "onnx None" not in text
+    assert "FMA peak 100 GFLOP/s on 1 thread(s)" in text
+    assert "`python bench/run.py operator --threads 1 --shapes 1x2x3x4 --vs numpy,torch,openvino " in text
+    assert "--rounds 9 --min-time 0.05 --json run.json`" in text
+
+
+def test_the_command_does_not_show_where_the_file_lies(tmp_path: Path) -> None:
+    assert str(tmp_path) not in run(tmp_path, document(measured(selfattn=0.02)))
+    assert table.shown(ROOT / "bench" / "results" / "run.json") == "bench/results/run.json"
+
+
+def test_everything_else_stays(tmp_path: Path) -> None:
+    text = run(tmp_path, document(measured(selfattn=0.02)))
+    assert text.startswith("before\n<!-- bench:operator -->\n")
+    assert text.endswith("between\n<!-- bench:footprint -->\n<!-- /bench -->\nafter\n")
+
+
+def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
+    contents = document(measured(selfattn=0.02))
+    assert run(tmp_path, contents, run(tmp_path, contents)) == run(tmp_path, contents)
+
+
+def test_the_footprint(tmp_path: Path) -> None:
+    text = run(tmp_path, {"import, ms above numpy": 12.5, "wheel, MB": None})
+    assert "old numbers" in text
+    assert "| import, ms above numpy | 12.50 |" in text
+    assert "| wheel, MB | - |" in text
+    assert "`python bench/footprint.py --json run.json`" in text
+
+
+@pytest.mark.parametrize(
+    ("contents", "readme", "message"),
+    [
+        (document(measured(selfattn=1)), "no markers\n", "0 places <!-- bench:operator -->"),
+        (document(measured(selfattn=1)), README + README, "2 places <!-- bench:operator -->"),
+        (document(), README, "no results"),
+        ({"words": "only"}, README, "neither results"),
+    ],
+)
+def test_what_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: Any, readme: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, contents, readme)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == readme
+
+
+def test_readme_has_every_marker_once() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in ("operator", "encoder", "footprint"):
+        assert "new" in table.replace(text, kind, "new")
