@@ -3,10 +3,10 @@
 PYTHON   ?= python3
 VENV     := .venv
 PEERS    := .venv-peers
-PY       := $(VENV)/bin/python -P
-PEERS_PY := $(PEERS)/bin/python -P
+PY       := $(VENV)/bin/python
+PEERS_PY := $(PEERS)/bin/python
 PYTEST   := $(PY) -m pytest
-BENCH    := $(PEERS)/bin/python bench/run.py
+BENCH    := env -u PYTHONSAFEPATH $(PEERS)/bin/python bench/run.py
 
 C_SOURCES := $(wildcard csrc/*.c)
 C_HEADERS := $(wildcard csrc/*.h)
@@ -19,6 +19,8 @@ C_FLAGS   := -std=gnu11 -O2 -ffp-contract=off -Icsrc
 WARNINGS  := -Wall -Wextra -Wshadow -Wvla -Wundef -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Werror
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python, and every Python that a test starts, imports the installed package, not the sources in this directory.
+export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-oracles check format bench bench-smoke sanitize test-neon wheel clean
