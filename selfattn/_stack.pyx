@@ -9,7 +9,8 @@ import numpy as np
 from selfattn._kernels cimport (
     SA_CAUSAL, SA_IDENTITY, SA_NOT_CAUSAL, SA_NO_MEMORY, SA_OK,
     active_kernels, activation_code, aligned, data_of, pack, packed_floats, raise_status,
-    run_attention, run_gate, run_linear, run_norm, sa_activation, sa_attention, sa_causal, sa_kernels, sa_linear, sa_norm,
+    run_attention, run_gate, run_linear, run_norm,
+    sa_activation, sa_attention, sa_causal, sa_kernels, sa_linear, sa_norm,
 )
 
 cdef struct Linear:
