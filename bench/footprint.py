@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import machine
+
 ROOT = Path(__file__).resolve().parent.parent
 
 IMPORT_TIME = """
@@ -66,7 +68,8 @@ def main() -> None:
     for name, number in numbers.items():
         print(f"{name:<44}{'no wheel in dist/' if number is None else f'{number:.2f}'}")
     if options.json:
-        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
+        document = numbers | {"machine": machine.describe()}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
