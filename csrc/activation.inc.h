@@ -24,15 +24,15 @@ INLINE vfloat gelu_vector(vfloat x)
     error = vfma(square, vsplat(half_log2e_low), vfma(low, vsplat(half_log2e), error));
     vfloat e = vexp2(power);
     e = vfma(e * error, vsplat(0.69314718f), e);
-    return vmax(vsplat(0.0f), x) - t * e * r;
+    return vmax(vsplat(0.0f), x) + capped * e * r; /* capped: -t, but finite where e is 0 */
 }
 
 /* 1 / (1 + exp(-x)) */
 INLINE vfloat sigmoid_vector(vfloat x)
 {
     vfloat power = x * vsplat(-1.44269504f);
-    power = vselect(power > vsplat(126.0f), vsplat(126.0f), power);
-    return vsplat(1.0f) / (vsplat(1.0f) + vexp2(power));
+    vint far = power >= vsplat(126.0f);
+    return vselect(far, vsplat(0.0f), vsplat(1.0f) / (vsplat(1.0f) + vexp2(vselect(far, vsplat(0.0f), power))));
 }
 
 /* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)) */

@@ -77,9 +77,9 @@ static void softmax(int nv, ptrdiff_t keys, float c, float *scores, const float 
         softmax_nv(1, keys, c, scores, block_max, s, rescale);
     else if (nv == 2)
         softmax_nv(2, keys, c, scores, block_max, s, rescale);
-    else if (nv == 3)
+    else if (MAX_NV > 2 && nv == 3)
         softmax_nv(MAX_NV > 2 ? 3 : 1, keys, c, scores, block_max, s, rescale);
-    else
+    else if (MAX_NV > 2)
         softmax_nv(MAX_NV > 2 ? 4 : 1, keys, c, scores, block_max, s, rescale);
 }
 

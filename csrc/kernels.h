@@ -12,9 +12,8 @@
 #include "pool.h"
 
 enum {
-    SA_MAX_LEADING = 16, /* leading (batch) dimensions */
-    SA_TASK_ROWS = 64,   /* rows of the score matrix (queries x grouped heads) that one task takes */
-    SA_MIN_LANES = 4,
+    SA_MAX_LEADING = 16,             /* leading (batch) dimensions */
+    SA_TASK_ROWS = 64,               /* rows of the score matrix (queries x grouped heads) that one task takes */
     SA_KEY_BLOCK = 144,              /* keys that share one maximum ... */
     SA_KEY_SPAN = 12 * SA_KEY_BLOCK, /* ... and one chain of additions: functions of nothing but the key's index */
 };
@@ -26,7 +25,8 @@ struct sa_array {
     ptrdiff_t head, row, col;
 };
 
-enum sa_causal { SA_NOT_CAUSAL = 0, SA_CAUSAL = 1 };
+/* Query i sees every key, the keys j <= i, or j <= i + kv_len - q_len. */
+enum sa_causal { SA_NOT_CAUSAL = 0, SA_CAUSAL_TOP_LEFT, SA_CAUSAL_BOTTOM_RIGHT };
 
 /* One call of the attention operator. Arrays are (leading..., head, row, col): query and out rows are queries, key and
  * value rows are keys; mask and bias are (..., head, query, key); lse has no column.
@@ -43,7 +43,6 @@ struct sa_attention {
     ptrdiff_t items_per_length;
     float scale;
     enum sa_causal causal;
-    int bottom_right; /* query i sees the keys j <= i, or j <= i + kv_len - q_len */
 };
 
 /* What one task computes: rows row0 .. row0 + rows - 1 of one item's key/value head. Row r is query r / group of head

@@ -62,7 +62,8 @@ struct block {
 /* Which keys each lane may see, before mask and bias. Lanes without a row see what the last row sees. */
 static void set_ranges(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads, offset = a->bottom_right ? t->kv_len - t->q_len : 0;
+    ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    ptrdiff_t offset = a->causal == SA_CAUSAL_BOTTOM_RIGHT ? t->kv_len - t->q_len : 0;
     for (int i = 0; i < p->width; ++i) {
         ptrdiff_t query = (p->row0 + smaller(i, p->rows - 1)) / group;
         p->first[i] = 0;
@@ -176,6 +177,7 @@ static void store_outputs(const struct sa_attention *a, const struct sa_tile *t,
             rows[i] = out_row(a, t, p->row0 + v * LANES + i);
         vfloat sum = vload(p->total.sum + v * LANES);
         vfloat inverse = vselect(sum == vsplat(0.0f), sum, vsplat(1.0f) / sum); /* no key: 0 */
+        vfloat zero = vsplat(0.0f); /* -0 becomes 0: a block that a lane does not see could do the same */
         for (ptrdiff_t d = 0; d < a->value_dim; d += LANES) {
             vfloat tile[LANES];
             ptrdiff_t width = smaller(LANES, a->value_dim - d);
@@ -183,10 +185,10 @@ static void store_outputs(const struct sa_attention *a, const struct sa_tile *t,
             if (width == LANES) {
 #pragma GCC unroll 16
                 for (int j = 0; j < LANES; ++j)
-                    tile[j] = vload(from + j * p->width) * inverse;
+                    tile[j] = vfma(vload(from + j * p->width), inverse, zero);
             } else {
                 for (ptrdiff_t j = 0; j < LANES; ++j)
-                    tile[j] = vload(from + smaller(j, width - 1) * p->width) * inverse;
+                    tile[j] = vfma(vload(from + smaller(j, width - 1) * p->width), inverse, zero);
             }
             store_turned(tile, rows, n, d * a->out.col, a->out.col, width);
         }

@@ -6,6 +6,14 @@
 /* Work below this many multiply-adds (about 10 us) is not worth a second thread. */
 static const double WORTH_A_THREAD = 5e5;
 
+/* A task is a few milliseconds at most: between tasks, Ctrl-C is noticed. */
+static const double TASK_MULTIPLY_ADDS = 1e8;
+
+static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b)
+{
+    return a < b ? a : b;
+}
+
 static int worthwhile_threads(double multiply_adds, int num_threads)
 {
     double worth = multiply_adds / WORTH_A_THREAD;
@@ -63,7 +71,7 @@ static struct sa_tile tile_of(const struct sa_attention *a, ptrdiff_t item, ptrd
     }
     t.valid_keys = a->kv_lengths ? (ptrdiff_t)a->kv_lengths[item / a->items_per_length] : t.kv_len;
     ptrdiff_t rows = t.q_len * group - t.row0;
-    t.rows = rows < SA_TASK_ROWS ? rows : SA_TASK_ROWS;
+    t.rows = smaller(rows, SA_TASK_ROWS);
     return t;
 }
 
@@ -119,8 +127,7 @@ static int linear_task(void *context, ptrdiff_t index)
     ptrdiff_t row0 = index / job->tasks_per_block * LINEAR_ROWS;
     ptrdiff_t panel0 = index % job->tasks_per_block * job->panels_per_task;
     ptrdiff_t row1 = row0 + LINEAR_ROWS, panel1 = panel0 + job->panels_per_task;
-    job->kernels->linear(job->args, row0, row1 < job->args->rows ? row1 : job->args->rows, panel0,
-                         panel1 < job->panels ? panel1 : job->panels);
+    job->kernels->linear(job->args, row0, smaller(row1, job->args->rows), panel0, smaller(panel1, job->panels));
     return SA_OK;
 }
 
@@ -130,8 +137,9 @@ int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, i
     ptrdiff_t panels = (l->width + kernels->panel_width - 1) / kernels->panel_width;
     if (blocks == 0 || panels == 0) return SA_OK;
     num_threads = worthwhile_threads((double)l->rows * (double)l->depth * (double)l->width, num_threads);
+    double panel = (double)LINEAR_ROWS * (double)kernels->panel_width * (double)(l->depth + 1);
     ptrdiff_t wanted = 4 * num_threads > blocks ? (4 * num_threads + blocks - 1) / blocks : 1; /* tasks a block */
-    ptrdiff_t per_task = (panels + wanted - 1) / wanted;
+    ptrdiff_t per_task = smaller((panels + wanted - 1) / wanted, 1 + (ptrdiff_t)(TASK_MULTIPLY_ADDS / panel));
     struct linear_job job = {kernels, l, panels, per_task, (panels + per_task - 1) / per_task};
     return sa_parallel_for(blocks * job.tasks_per_block, linear_task, &job, num_threads);
 }
@@ -158,7 +166,7 @@ static int norm_task(void *context, ptrdiff_t index)
 {
     const struct rows_job *job = context;
     ptrdiff_t row0 = index * ROWS_PER_TASK, row1 = row0 + ROWS_PER_TASK;
-    job->kernels->norm(job->norm, row0, row1 < job->norm->rows ? row1 : job->norm->rows);
+    job->kernels->norm(job->norm, row0, smaller(row1, job->norm->rows));
     return SA_OK;
 }
 
@@ -173,7 +181,7 @@ static int activate_task(void *context, ptrdiff_t index)
 {
     const struct rows_job *job = context;
     ptrdiff_t begin = index * FLOATS_PER_TASK, left = job->rows - begin;
-    job->kernels->activate(job->activation, job->y + begin, left < FLOATS_PER_TASK ? left : FLOATS_PER_TASK);
+    job->kernels->activate(job->activation, job->y + begin, smaller(left, FLOATS_PER_TASK));
     return SA_OK;
 }
 
@@ -189,8 +197,8 @@ static int gate_task(void *context, ptrdiff_t index)
 {
     const struct rows_job *job = context;
     ptrdiff_t row0 = index * ROWS_PER_TASK, left = job->rows - row0;
-    job->kernels->gate(job->activation, job->gate_up + row0 * 2 * job->width,
-                       left < ROWS_PER_TASK ? left : ROWS_PER_TASK, job->width, job->y + row0 * job->width);
+    job->kernels->gate(job->activation, job->gate_up + row0 * 2 * job->width, smaller(left, ROWS_PER_TASK), job->width,
+                       job->y + row0 * job->width);
     return SA_OK;
 }
 

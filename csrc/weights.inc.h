@@ -28,6 +28,21 @@ static void clear_rows(const struct sa_attention *a, const struct sa_tile *t, co
             *(scalar_any *)(out_row(a, t, p->row0 + i) + k * a->out.col) = 0.0f;
 }
 
+/* Scores become weights: 2^((score - max) * c) / sum, and 0 for a masked key, also in a row of NaN. */
+static void weigh(const struct lanes *p, const struct block *b, float c)
+{
+    for (int v = 0; v < p->nv; ++v) {
+        vfloat max = vload(p->total.max + v * LANES), sum = vload(p->total.sum + v * LANES);
+        max = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
+        vfloat inverse = vselect(sum == vsplat(0.0f), sum, vsplat(1.0f) / sum);
+        for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
+            float *at = b->scores + k * p->width + v * LANES;
+            vfloat score = vload(at), weight = vexp2((score - max) * vsplat(c)) * inverse;
+            vstore(at, vselect(score == vsplat(-INFINITY), vsplat(0.0f), weight));
+        }
+    }
+}
+
 static int attention_weights(const struct sa_attention *a, const struct sa_tile *t, void *workspace)
 {
     struct lanes panels[MAX_PANELS];
@@ -38,20 +53,14 @@ static int attention_weights(const struct sa_attention *a, const struct sa_tile 
     for (int i = 0; i < count && !status; ++i) {
         struct lanes *p = &panels[i];
         clear_rows(a, t, p);
-        for (ptrdiff_t key = p->min_first / SA_KEY_BLOCK * SA_KEY_BLOCK; key < p->max_last; key += SA_KEY_BLOCK) {
-            if (!score_block(a, t, p, scaling, key, &b)) continue;
-            for (int v = 0; v < p->nv; ++v) {
-                vfloat max = vload(p->total.max + v * LANES), sum = vload(p->total.sum + v * LANES);
-                max = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
-                vfloat inverse = vselect(sum == vsplat(0.0f), sum, vsplat(1.0f) / sum);
-                for (ptrdiff_t k = 0; k < b.last - b.first; ++k) {
-                    float *score = b.scores + k * p->width + v * LANES;
-                    vstore(score, vexp2((vload(score) - max) * vsplat(scaling.c)) * inverse);
-                }
+        ptrdiff_t key = p->min_first / SA_KEY_BLOCK * SA_KEY_BLOCK;
+        for (; key < p->max_last && !status; key += SA_KEY_BLOCK) {
+            if (score_block(a, t, p, scaling, key, &b)) {
+                weigh(p, &b, scaling.c);
+                store_weights(a, t, p, &b);
             }
-            store_weights(a, t, p, &b);
+            status = sa_checkpoint();
         }
-        if (!status) status = sa_checkpoint();
     }
     return status;
 }

@@ -14,7 +14,8 @@ cdef extern from "kernels.h" nogil:
 
     enum sa_causal:
         SA_NOT_CAUSAL
-        SA_CAUSAL
+        SA_CAUSAL_TOP_LEFT
+        SA_CAUSAL_BOTTOM_RIGHT
 
     enum sa_activation:
         SA_IDENTITY
@@ -41,7 +42,6 @@ cdef extern from "kernels.h" nogil:
         ptrdiff_t items_per_length
         float scale
         sa_causal causal
-        int bottom_right
 
     struct sa_linear:
         const float *x

@@ -28,8 +28,7 @@ def attention(
     leading: tuple[int, ...],
     sizes: tuple[int, int, int, int, int, int],
     scale: float,
-    causal: bool,
-    bottom_right: bool,
+    causal: str | None,
     num_threads: int,
 ) -> None: ...
 def linear(

@@ -77,6 +77,9 @@ def use_isa(str name not None):
         raise ValueError(f"instruction set {name!r} is not available here; available: {', '.join(available_isas())}")
 
 
+use_isa(available_isas()[0])  # now, so that nothing writes it later while other threads read
+
+
 def get_num_threads():
     return sa_get_num_threads()
 
@@ -165,6 +168,10 @@ cdef float *aligned(object array) except? NULL:
 
 # ---- attention ----
 
+cdef dict CAUSAL = {
+    None: SA_NOT_CAUSAL, "top_left": SA_CAUSAL_TOP_LEFT, "bottom_right": SA_CAUSAL_BOTTOM_RIGHT,
+}
+
 
 cdef void lay_out(sa_array *array, const Py_buffer *view, int columns, int num_leading) noexcept:
     """Strides of (leading..., head, row[, column]) from the right; what is missing or of size 1 is broadcast."""
@@ -186,7 +193,7 @@ cdef void lay_out(sa_array *array, const Py_buffer *view, int columns, int num_l
 
 
 def attention(query, key, value, out, mask, bias, lse, bint weights, kv_lengths, tuple leading, tuple sizes,
-              float scale, bint causal, bint bottom_right, int num_threads):
+              float scale, str causal, int num_threads):
     """sizes = (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim). With `weights`, out is (..., kv_len)."""
     cdef sa_attention args
     cdef Py_buffer views[8]
@@ -198,8 +205,7 @@ def attention(query, key, value, out, mask, bias, lse, bint weights, kv_lengths,
         args.leading_shape[axis] = leading[axis]
         args.items *= args.leading_shape[axis]
     args.num_heads, args.num_kv_heads, args.q_len, args.kv_len, args.head_dim, args.value_dim = sizes
-    args.scale, args.causal = scale, SA_CAUSAL if causal else SA_NOT_CAUSAL
-    args.bottom_right = bottom_right
+    args.scale, args.causal = scale, CAUSAL[causal]
     cdef sa_array *arrays[7]
     arrays[:] = [&args.query, &args.key, &args.value, &args.out, &args.mask, &args.bias, &args.lse]
     try:

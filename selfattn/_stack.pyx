@@ -7,7 +7,7 @@ from libc.string cimport memset
 import numpy as np
 
 from selfattn._kernels cimport (
-    SA_CAUSAL, SA_IDENTITY, SA_NOT_CAUSAL, SA_NO_MEMORY, SA_OK,
+    SA_CAUSAL_TOP_LEFT, SA_IDENTITY, SA_NOT_CAUSAL, SA_NO_MEMORY, SA_OK,
     active_kernels, activation_code, aligned, data_of, pack, packed_floats, raise_status,
     run_attention, run_gate, run_linear, run_norm,
     sa_activation, sa_attention, sa_causal, sa_kernels, sa_linear, sa_norm,
@@ -106,7 +106,7 @@ cdef class PackedEncoder:
         layer.num_heads, layer.num_kv_heads = c["num_heads"], c["num_kv_heads"]
         layer.head_dim, layer.value_dim = c["head_dim"], c["value_dim"]
         layer.scale = layer.head_dim ** -0.5 if c["scale"] is None else c["scale"]
-        layer.causal = SA_CAUSAL if c["causal"] else SA_NOT_CAUSAL
+        layer.causal = SA_CAUSAL_TOP_LEFT if c["causal"] else SA_NOT_CAUSAL
         layer.norm_first, layer.gated = c["norm_first"], c["gated"]
         layer.activation = activation_code(c["activation"])
         return 0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from selfattn import _kernels
 from selfattn.runtime import resolve_num_threads
 
+if TYPE_CHECKING:  # numpy.typing is slow to import
+    import numpy.typing as npt
+
+    Float32 = npt.NDArray[np.float32]
+
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-Float32 = npt.NDArray[np.float32]
 Causal = bool | Literal["top_left", "bottom_right"]
 
 
@@ -218,13 +221,12 @@ def _options(
         scores = (*leading, num_heads, q_len, kv_len)
         _require_broadcast("mask", mask, scores, np.bool_, "add floats as bias")
         _require_broadcast("bias", bias, scores, np.float32, "pass booleans as mask")
-    if causal is not False:
-        _require_causal(causal, q_len, kv_len)
+    alignment = _alignment(causal, q_len, kv_len)
     if kv_lengths is not None:
         kv_lengths = _lengths(kv_lengths, leading, kv_len)
     factor = 1.0 / math.sqrt(head_dim) if scale is None else _scale(scale)
     threads = resolve_num_threads(num_threads)
-    return kv_lengths, leading, sizes, factor, causal is not False, causal == "bottom_right", threads
+    return kv_lengths, leading, sizes, factor, alignment, threads
 
 
 def _require_broadcast(
@@ -245,17 +247,20 @@ def _require_broadcast(
         )
 
 
-def _require_causal(causal: object, q_len: int, kv_len: int) -> None:
-    if causal not in (True, "top_left", "bottom_right") or (not isinstance(causal, str | bool)):
+def _alignment(causal: object, q_len: int, kv_len: int) -> str | None:
+    if isinstance(causal, bool | np.bool_):
+        if causal and q_len != kv_len:
+            choice = 'say causal="top_left" or causal="bottom_right"'
+            raise ValueError(f"causal=True with q_len={q_len} and kv_len={kv_len} is ambiguous: {choice}")
+        return "top_left" if causal else None
+    if not isinstance(causal, str) or causal not in ("top_left", "bottom_right"):
         raise ValueError(f'causal={causal!r} must be False, True, "top_left" or "bottom_right"')
-    if causal is True and q_len != kv_len:
-        choice = 'say causal="top_left" or causal="bottom_right"'
-        raise ValueError(f"causal=True with q_len={q_len} and kv_len={kv_len} is ambiguous: {choice}")
+    return causal
 
 
 def _lengths(kv_lengths: npt.ArrayLike, leading: tuple[int, ...], kv_len: int) -> npt.NDArray[np.int64]:
     lengths = np.asarray(kv_lengths)
-    if lengths.dtype.kind not in "iu":
+    if lengths.size and lengths.dtype.kind not in "iu":
         raise TypeError(f"kv_lengths has dtype {lengths.dtype}; it must be integers")
     batch = leading[:1] or (1,)
     if lengths.shape not in (batch, leading[:1]):
@@ -263,13 +268,16 @@ def _lengths(kv_lengths: npt.ArrayLike, leading: tuple[int, ...], kv_len: int) -
     if lengths.size and (lengths.min() < 0 or lengths.max() > kv_len):
         wrong = lengths.min() if lengths.min() < 0 else lengths.max()
         raise ValueError(f"kv_lengths holds {wrong}; it must be between 0 and kv_len={kv_len}")
-    return np.ascontiguousarray(lengths.reshape(batch), np.int64)
+    return np.array(lengths.reshape(batch), np.int64)  # a copy: what was checked is what the kernels read
 
 
 def _scale(scale: object) -> float:
     if isinstance(scale, bool) or not isinstance(scale, int | float | np.integer | np.floating):
         raise TypeError(f"scale={scale!r} must be a number")
-    number = float(scale)
+    try:
+        number = float(scale)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
     if not abs(number) <= float(np.finfo(np.float32).max):
         raise ValueError(f"scale={scale} must be finite in float32")
     return number
@@ -328,8 +336,9 @@ def _take_rows(array: Array | None, chosen: npt.NDArray[np.intp]) -> Array | Non
 
 def _causal_rows(causal: Causal, chosen: npt.NDArray[np.intp], q_len: int, kv_len: int) -> Array | None:
     """(n, kv_len): which keys the chosen queries see."""
-    if causal is False:
+    alignment = _alignment(causal, q_len, kv_len)
+    if alignment is None:
         return None
-    offset = kv_len - q_len if causal == "bottom_right" else 0
+    offset = kv_len - q_len if alignment == "bottom_right" else 0
     visible: Array = np.arange(kv_len) <= (chosen + offset)[:, None]
     return visible

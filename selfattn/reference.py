@@ -153,7 +153,7 @@ def _softmax(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
         top = np.where(empty, 0, np.maximum(top, sink))
         exponentials = np.exp(scores - top)
         total = exponentials.sum(axis=-1, keepdims=True) + np.exp(sink - top)
-        weights = np.where(empty, 0, exponentials / total)
+        weights = np.where(empty | (scores == -np.inf), 0, exponentials / total)
         lse = np.where(empty, -np.inf, top + np.log(total))[..., 0]
     return weights.astype(scores.dtype), lse.astype(scores.dtype)
 

@@ -283,3 +283,19 @@ def test_attention_weights_times_value_is_attention(rng):
         weights @ value, selfattn.attention(query, key, value, mask=mask), rtol=1e-5, atol=1e-6
     )
     assert not weights[:, :, ~mask].any(), "a masked key has weight"
+
+
+def test_kv_lengths_that_share_memory_with_out():
+    """The lengths that were checked are the ones that count, whatever the call writes over them."""
+    memory = np.zeros(8, np.float32)
+    lengths = memory[:4].view(np.int64)
+    lengths[:] = 2
+    query, key = np.ones((2, 1, 1, 4), np.float32), np.ones((2, 1, 2, 4), np.float32)
+    value = np.full((2, 1, 2, 4), 3e9, np.float32)
+    out = selfattn.attention(query, key, value, kv_lengths=lengths, out=memory.reshape(2, 1, 1, 4))
+    np.testing.assert_array_equal(out, np.float32(3e9))
+
+
+def test_no_lengths_for_no_items():
+    arrays = [np.zeros((0, 1, 3, 4), np.float32)] * 3
+    assert selfattn.attention(*arrays, kv_lengths=[]).shape == (0, 1, 3, 4)

@@ -127,3 +127,24 @@ def test_every_instruction_set_with_fma(rng, q_len, kv_len, dim, causal):
     for out, weights in results[1:]:
         assert_same_bits(out, results[0][0])
         assert_same_bits(weights, results[0][1])
+
+
+def test_the_sign_of_a_zero_does_not_tell_who_the_neighbours_were(isa):
+    """A sum may underflow to -0 in one block; alone or followed by blocks that the row does not see, it is 0."""
+    query, key, value = (np.zeros((1, 1, 300, 1), np.float32) for _ in range(3))
+    query[:], key[0, 0, 1], value[0, 0, :2, 0] = 1, 10, (-1e-45, -0.0)
+    together = selfattn.attention(query, key, value, causal=True)
+    alone = selfattn.attention(query[:, :, 1:2], key[:, :, :2], value[:, :, :2])
+    assert_same_bits(together[:, :, 1:2], alone)
+    assert not np.signbit(alone).any()
+
+
+def test_weights_of_a_row_of_nan_do_not_depend_on_the_neighbours(isa, rng):
+    query, key, _ = qkv(rng, q_len=3, dim=4)
+    query[0, 0, 0] = np.nan
+    weights = selfattn.attention_weights(query, key, causal=True)
+    np.testing.assert_array_equal(np.isnan(weights[0, 0, 0]), [True, False, False])
+    np.testing.assert_array_equal(
+        weights,
+        np.concatenate([selfattn.attention_weights(query, key, causal=True, rows=[i]) for i in range(3)], 2),
+    )

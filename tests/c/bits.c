@@ -63,8 +63,7 @@ enum masking { NO_MASK, CAUSAL, BOTTOM_RIGHT, LENGTHS, MASK_AND_BIAS, NUM_MASKIN
 static void mask_by(enum masking how, struct sa_attention *a, ptrdiff_t q_len, ptrdiff_t kv_len)
 {
     static int64_t lengths[ITEMS];
-    a->causal = how == CAUSAL || how == BOTTOM_RIGHT ? SA_CAUSAL : SA_NOT_CAUSAL;
-    a->bottom_right = how == BOTTOM_RIGHT;
+    a->causal = how == CAUSAL ? SA_CAUSAL_TOP_LEFT : how == BOTTOM_RIGHT ? SA_CAUSAL_BOTTOM_RIGHT : SA_NOT_CAUSAL;
     if (how == LENGTHS) {
         lengths[0] = kv_len / 2;
         lengths[1] = kv_len;
