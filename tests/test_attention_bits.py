@@ -130,7 +130,7 @@ def test_every_instruction_set_with_fma(rng, q_len, kv_len, dim, causal):
 
 
 def test_the_sign_of_a_zero_does_not_tell_who_the_neighbours_were(isa):
-    """A sum may underflow to -0 in one block; alone or followed by blocks that the row does not see, it is 0."""
+    """A sum may underflow to -0 in one block; alone or before blocks that the row does not see, it is 0."""
     query, key, value = (np.zeros((1, 1, 300, 1), np.float32) for _ in range(3))
     query[:], key[0, 0, 1], value[0, 0, :2, 0] = 1, 10, (-1e-45, -0.0)
     together = selfattn.attention(query, key, value, causal=True)

@@ -330,6 +330,14 @@ def test_info_as_text_and_as_json():
     assert [line.split()[0] for line in text.splitlines()] == list(facts)
 
 
+def test_info_credits_the_limit_that_holds():
+    facts = json.loads(run("info", "--json", OMP_NUM_THREADS="1").stdout)
+    assert (facts["threads"], facts["threads_from"]) == (1, "OMP_NUM_THREADS=1")
+    facts = json.loads(run("info", "--json", SELFATTN_NUM_THREADS="1000000").stdout)
+    assert facts["threads"] <= 1024
+    assert "SELFATTN_NUM_THREADS" not in facts["threads_from"]
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--version"])

@@ -175,3 +175,24 @@ def test_alibi_slopes(num_heads, exponents):
 def test_alibi_slopes_need_a_head():
     with pytest.raises(ValueError, match="num_heads=0"):
         alibi_slopes(0)
+
+
+# ---- sizes that are not integers ----
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: alibi_slopes(4.0), "num_heads=4.0 must be an integer, not a float"),
+        (lambda: sinusoidal_positions(2.5, 4), "length=2.5 must be an integer"),
+        (lambda: sinusoidal_positions(3, 4.5), "d_model=4.5 must be an integer"),
+        (lambda: sinusoidal_positions(True, 3), "length=True must be an integer, not a bool"),
+        (
+            lambda: rotary_embedding(np.zeros((5, 8)), np.arange(5), rotary_dim=4.0),
+            "rotary_dim=4.0 must be an integer",
+        ),
+    ],
+)
+def test_sizes_are_integers(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()

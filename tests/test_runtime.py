@@ -140,13 +140,13 @@ V1 = "9:memory:/x\n4:cpu,cpuacct:/pod/box\n2:cpuacct,cpuset:/other"
 )
 def test_the_quota_of_the_control_groups(tmp_path, membership, files, expected):
     groups = make_groups(tmp_path, membership, files)
-    assert runtime.default_num_threads({}, cpus=16, **groups) == expected
+    assert runtime.default_num_threads({}, cpus=16, **groups)[0] == expected
 
 
 def test_a_machine_without_control_groups(tmp_path):
     nowhere = {"cgroup_root": str(tmp_path / "no"), "cgroup_file": str(tmp_path / "none")}
-    assert runtime.default_num_threads({}, cpus=16, **nowhere) == 16
-    assert 1 <= runtime.default_num_threads({}, **nowhere) <= os.cpu_count()
+    assert runtime.default_num_threads({}, cpus=16, **nowhere)[0] == 16
+    assert 1 <= runtime.default_num_threads({}, **nowhere)[0] <= os.cpu_count()
 
 
 @pytest.mark.parametrize(
@@ -165,18 +165,46 @@ def test_a_machine_without_control_groups(tmp_path):
 )
 def test_openmp_is_heard_and_its_garbage_ignored(tmp_path, openmp, expected):
     groups = make_groups(tmp_path, "0::/", {})
-    assert runtime.default_num_threads({"OMP_NUM_THREADS": openmp}, cpus=16, **groups) == expected
+    assert runtime.default_num_threads({"OMP_NUM_THREADS": openmp}, cpus=16, **groups)[0] == expected
 
 
 def test_our_own_variable(tmp_path):
     groups = make_groups(tmp_path, "0::/", {"cpu.max": "800000 100000"})
     for value, expected in {"3": 3, " 1 ": 1, "16": 8, "1000000": 8, "": 8}.items():
-        assert runtime.default_num_threads({"SELFATTN_NUM_THREADS": value}, cpus=16, **groups) == expected
+        assert runtime.default_num_threads({"SELFATTN_NUM_THREADS": value}, cpus=16, **groups)[0] == expected
     for value in ("0", "-2", "two", "1.5", "٣"):
         with pytest.raises(
             ValueError, match=f"SELFATTN_NUM_THREADS='{value}' must be an integer of at least 1"
         ):
             runtime.default_num_threads({"SELFATTN_NUM_THREADS": value}, cpus=16, **groups)
+
+
+@pytest.mark.parametrize(
+    ("environ", "cpus", "quota", "source"),
+    [
+        ({"OMP_NUM_THREADS": "2,4"}, 16, 3, "OMP_NUM_THREADS=2"),
+        ({"SELFATTN_NUM_THREADS": "2"}, 16, 3, "SELFATTN_NUM_THREADS=2"),
+        ({"SELFATTN_NUM_THREADS": "64", "OMP_NUM_THREADS": "5"}, 16, 2.5, "the control group's quota of 2.5"),
+        ({"SELFATTN_NUM_THREADS": "64"}, 2, 3, "the processors that this process may use"),
+        ({"SELFATTN_NUM_THREADS": "4096"}, 2000, 3000, "the most that a call can use"),
+    ],
+)
+def test_the_default_names_the_limit_that_it_comes_from(tmp_path, environ, cpus, quota, source):
+    groups = make_groups(tmp_path, "0::/", {"cpu.max": f"{int(quota * 1000)} 1000"})
+    count, found = runtime.default_num_threads(environ, cpus=cpus, **groups)
+    assert found.startswith(source)
+    assert count == (1024 if cpus == 2000 else 2)
+
+
+@pytest.mark.parametrize("count", [1025, 5000, 2**40])
+def test_more_threads_than_the_pool_has_room_for(count):
+    message = f"num_threads={count} must be at least 1 and at most 1024"
+    with pytest.raises(ValueError, match=message):
+        runtime.set_num_threads(count)
+    with pytest.raises(ValueError, match=message), selfattn.threads(count):
+        pass
+    with pytest.raises(ValueError, match=message):
+        runtime.resolve_num_threads(count)
 
 
 # ---- the whole process; each in one of its own, so that nothing can hang or leak into another test ----

@@ -126,6 +126,22 @@ def test_a_read_only_array_is_not_copied(rng):
     assert SelfAttentionCell(query, query, query).query_weight is query
 
 
+def test_a_read_only_view_of_a_writable_array_is_copied(rng):
+    query = rng.standard_normal((D_MODEL, HEAD_DIM)).astype(np.float32)
+    view = query[:]
+    view.flags.writeable = False
+    cell = SelfAttentionCell(view, view, np.broadcast_to(query[0], query.shape))
+    before = cell.query_weight.copy(), cell.value_weight.copy()
+    query[:] = 0
+    np.testing.assert_array_equal(cell.query_weight, before[0])
+    np.testing.assert_array_equal(cell.value_weight, before[1])
+
+
+def test_the_cells_of_heads_are_views(rng):
+    heads = grouped(rng)
+    assert np.shares_memory(heads.cells[1].query_weight, heads.query_weight)
+
+
 def test_weights_of_any_strides_give_the_same_bits(rng):
     cell, x = random_cell(rng), words(rng, 6)
     turned = [np.asfortranarray(getattr(cell, f"{role}_weight")) for role in ("query", "key", "value")]

@@ -177,6 +177,24 @@ def test_hidden_states_are_the_input_of_each_layer(rng):
     np.testing.assert_array_equal(stack(x, lengths=[5, 3])[0], stack.final_norm(states[-1])[0])
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_hidden_states_stop_at_depth(rng, depth):
+    stack, x = encoder(rng, 3), words(rng, 2, 5)
+    states, ran = stack.hidden_states(x), []
+
+    class Spy:
+        def run(self, *arguments):
+            ran.append(arguments[3:])
+            return PACKED.run(*arguments)
+
+    PACKED = stack._packed
+    object.__setattr__(stack, "_packed", Spy())
+    some = stack.hidden_states(x, depth=depth)
+    assert ran == [(i, i + 1) for i in range(depth)]
+    for left, right in zip(some, states[: depth + 1], strict=True):
+        same_bits(left, right)
+
+
 def test_attention_weights_of_a_pre_norm_layer_look_at_normed_words(rng):
     post, pre, x = layer(rng), layer(rng, norm_first=True), words(rng, 2, 5)
     same_bits(post.attention_weights(x), post.attention.attention_weights(x))
@@ -184,6 +202,16 @@ def test_attention_weights_of_a_pre_norm_layer_look_at_normed_words(rng):
 
 
 # ---- packing ----
+
+
+def test_only_what_is_put_side_by_side_is_copied_for_the_stack(rng):
+    plain, gated = layer(rng), layer(rng, gated=True)
+    assert plain.for_stack()["up_weight"] is plain.feed_forward.up_weight
+    assert plain.for_stack()["down_weight"] is plain.feed_forward.down_weight
+    network = gated.feed_forward
+    np.testing.assert_array_equal(
+        gated.for_stack()["up_weight"], np.hstack([network.gate_weight, network.up_weight])
+    )
 
 
 def test_pickling_leaves_the_packed_weights_behind(rng):

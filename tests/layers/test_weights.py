@@ -1,6 +1,7 @@
 """An encoder as a safetensors file: every bit comes back, and a damaged file is refused by name."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -26,9 +27,10 @@ def rewrite(path, change):
     """Saves the file again after `change(tensors, configuration, metadata)`."""
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
-    tensors, configuration = load_file(path), json.loads(metadata["configuration"])
+    before = metadata["configuration"]
+    tensors, configuration = load_file(path), json.loads(before)
     change(tensors, configuration, metadata)
-    if "configuration" in metadata and not isinstance(configuration, str):
+    if metadata.get("configuration") == before:
         metadata["configuration"] = json.dumps(configuration)
     save_file(tensors, path, metadata)
 
@@ -86,6 +88,10 @@ DAMAGES = {
         "'os' is not a layer",
     ),
     "setting": (lambda t, c, m: c["encoder"]["layers"][0].update(depth=3), "depth"),
+    "layer": (lambda t, c, m: c["encoder"]["layers"].__setitem__(0, {"class": "LayerNorm"}), "an encoder"),
+    "attribute": (lambda t, c, m: c["encoder"].update(layers=[None]), "layers"),
+    "norm": (lambda t, c, m: c["encoder"].update(final_norm=3), "final_norm is a int"),
+    "deep": (lambda t, c, m: m.update(configuration="[" * 100_000), "no readable configuration"),
     "heads": (lambda t, c, m: c["encoder"]["layers"][0]["attention"].update(num_heads=5), "num_heads=5"),
 }
 
@@ -107,6 +113,39 @@ def test_a_truncated_file_is_refused_by_name(saved, kept):
     with pytest.raises(ValueError, match="truncated or not a safetensors file") as error:
         Encoder.load(path)
     assert str(path) in str(error.value)
+
+
+def test_layers_nested_too_deeply_are_refused_by_name(saved):
+    """Deep enough for Python's stack, not for the JSON parser: that one counts per bracket."""
+    _, path = saved
+    limit = sys.getrecursionlimit()
+
+    def nest(tensors, configuration, metadata):
+        inner = {"class": "Encoder"}
+        for _ in range(limit // 3):
+            inner = {"class": "Encoder", "layers": [inner]}
+        configuration["encoder"] = inner
+
+    rewrite(path, nest)
+    with pytest.raises(ValueError, match="encoder") as error:
+        Encoder.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_loaded_weights_are_not_copied(saved):
+    _, path = saved
+    weights = Encoder.load(path).layers[0].attention.query_weight
+    assert not weights.flags.owndata
+    assert not weights.flags.writeable
+
+
+def test_who_only_computes_imports_nothing_for_files():
+    code = (
+        "import sys, numpy; before = set(sys.modules); import selfattn.layers; "
+        "print(sorted({'json', 'pathlib', 'numpy.typing', 'safetensors'} & (set(sys.modules) - before)))"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
-from tiny_models import SENTENCES, build
+from tiny_models import SENTENCES, build, shard
 
 from selfattn.text import ModelNotFoundError, TextEncoder, locate
 
@@ -120,6 +120,40 @@ def test_the_offline_variable_is_obeyed(cache: Path, name: str, expected: str) -
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment
     )
     assert result.stdout.startswith(expected), result.stderr
+
+
+def link_shards(cache: Path, tmp_path: Path) -> list[Path]:
+    """The weights of the cached snapshot in two shards, with their index."""
+    shard(tmp_path / "model")
+    (snapshot_of(cache) / "model.safetensors").unlink()
+    links = []
+    for path in sorted((tmp_path / "model").glob("model*")):
+        links.append(snapshot_of(cache) / path.name)
+        links[-1].symlink_to(path)
+    return links
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_cached_model_in_shards_opens_no_socket(cache: Path, tmp_path: Path) -> None:
+    assert len(link_shards(cache, tmp_path)) == 3
+    model = TextEncoder.from_pretrained("owner/tiny", cache_folder=cache)
+    assert model.encode("cat").shape == (16,)
+
+
+def test_a_snapshot_that_lacks_a_shard_is_completed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = link_shards(cache, tmp_path)[0]
+    blob = lost.readlink()
+    lost.unlink()
+
+    def download(repository: str, **keywords: Any) -> str:
+        lost.symlink_to(blob)
+        return str(snapshot_of(cache))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    TextEncoder.from_pretrained("owner/tiny", cache_folder=cache)
+    assert lost.exists()
 
 
 @pytest.mark.parametrize(

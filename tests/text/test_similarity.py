@@ -1,11 +1,13 @@
 """The four similarities, against one pair at a time in float64."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_models import build, write_json
 
+from selfattn import _kernels
 from selfattn.text import TextEncoder, similarity
 
 PAIRS = {
@@ -61,3 +63,22 @@ def test_the_model_names_its_function(tmp_path: Path) -> None:
     write_json(tmp_path / "config_sentence_transformers.json", {"similarity_fn_name": "hamming"})
     with pytest.raises(ValueError, match="similarity_fn_name='hamming' is not one of cosine, dot, euclidean"):
         TextEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot"])
+def test_columns_at_a_time_change_no_bit(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = rng.standard_normal((7, 9)).astype(np.float32), rng.standard_normal((50, 9)).astype(np.float32)
+    expected = similarity.similarity(a, b, name)
+    widths, linear = [], _kernels.linear
+
+    def spy(x: Any, weight: Any, *rest: Any) -> Any:
+        widths.append(weight.shape[1])
+        return linear(x, weight, *rest)
+
+    monkeypatch.setattr(_kernels, "linear", spy)
+    monkeypatch.setattr(similarity, "COLUMNS", 12)
+    np.testing.assert_array_equal(similarity.similarity(a, b, name), expected)
+    assert widths == [12, 12, 12, 12, 2]
+    assert similarity.similarity(a, b[:0], name).shape == (7, 0)
