@@ -61,7 +61,7 @@ bench-smoke: $(PEERS)/bench  ## the same in a size that only shows that it runs
 	$(BENCH) --smoke $(ARGS)
 
 # The sanitizers' runtime must be loaded first, and the address sanitizer takes no notice of Python's own leaks.
-# (The thread sanitizer watches the pool in every run of tests/test_pool.py.)
+# (tests/test_pool.py runs the pool under its own sanitizers; a stack of 64 KB is too small for these.)
 SANITIZE  := -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=undefined -fsanitize=address,undefined
 SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
              ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
@@ -72,7 +72,8 @@ sanitize: $(VENV)/test  ## the tests under the address and undefined-behaviour s
 	SELFATTN_CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) -m pip wheel -q --no-deps -w .build/asan .
 	$(PY) -m pip install -q --no-deps --target .build/asan/site .build/asan/*.whl
 	$(SANITIZED) $(PY) -c "import selfattn; assert '.build/asan' in selfattn.__file__"
-	$(SANITIZED) $(PYTEST) --ignore tests/oracles --timeout 1200 --capture=sys $(ARGS)
+	$(SANITIZED) $(PYTEST) --ignore tests/oracles --ignore tests/test_pool.py -k "not small_stack" \
+	    --timeout 1200 --capture=sys $(ARGS)
 
 test-neon:  ## the same bits on ARM (cross-compiled, under qemu) as on this machine
 	mkdir -p .build/bits
