@@ -25,6 +25,6 @@ def as_number(name: str, value: Any) -> float:
     """`value` as a float that float32 can hold; TypeError or ValueError naming it for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}={value!r} must be a number, not a {type(value).__name__}")
-    if not abs(value) <= LARGEST:
+    if not -LARGEST <= value <= LARGEST:
         raise ValueError(f"{name}={value} must be finite in float32")
     return float(value)

@@ -158,21 +158,20 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _facts() -> dict[str, Any]:
     from selfattn import _kernels
+    from selfattn.runtime import default_num_threads
 
+    isa = os.environ.get("SELFATTN_ISA")
+    num_threads, num_threads_from = default_num_threads()
     return {
         "version": selfattn.__version__,
         "instruction_set": selfattn.active_isa(),
-        "instruction_set_from": _source("SELFATTN_ISA", "the best that this processor has"),
+        "instruction_set_from": f"SELFATTN_ISA={isa}" if isa else "the best that this processor has",
         "available": list(selfattn.available_isas()),
-        "threads": selfattn.get_num_threads(),
-        "threads_from": _source("SELFATTN_NUM_THREADS", "the processors that this process may use"),
+        "threads": num_threads,
+        "threads_from": num_threads_from,
         "platform": platform.platform(),
         **_kernels.build_info(),
     }
-
-
-def _source(variable: str, otherwise: str) -> str:
-    return f"{variable}={os.environ[variable]}" if os.environ.get(variable) else otherwise
 
 
 def _read_lines(name: str) -> list[str]:

@@ -8,10 +8,14 @@ Attention sums over the words in no particular order, so a word's place has to b
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+
+from selfattn._checks import as_integer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -23,9 +27,10 @@ def sinusoidal_positions(
 
     Channels 2i and 2i+1 of row p hold the sine and the cosine of p / base^(2i / d_model), following
     "Attention Is All You Need" (Vaswani et al. 2017, section 3.5). An odd d_model ends on a sine. Computed in
-    float64, then cast to `dtype`. Raises ValueError for a negative length, d_model < 1 or a base that is not
-    positive and finite.
+    float64, then cast to `dtype`. Raises TypeError for a length or d_model that is not an integer, ValueError
+    for a negative length, d_model < 1 or a base that is not positive and finite.
     """
+    length, d_model = as_integer("length", length), as_integer("d_model", d_model)
     if length < 0 or d_model < 1:
         raise ValueError(f"length={length} must be at least 0 and d_model={d_model} at least 1")
     _check_base(base)
@@ -53,11 +58,12 @@ def rotary_embedding(
     positions  (seq_len,) for all items alike, or (batch, seq_len) with batch the first axis of x
     rotary_dim even, at most dim; by default dim
 
-    Raises TypeError for an x that is not floating, ValueError for shapes that don't fit and for a bad base.
+    Raises TypeError for an x that is not floating or a rotary_dim that is not an integer, ValueError for
+    shapes that don't fit and for a bad base.
     """
     x, positions = np.asarray(x), np.asarray(positions)
     dim = x.shape[-1] if x.ndim else 0
-    rotary_dim = dim if rotary_dim is None else rotary_dim
+    rotary_dim = dim if rotary_dim is None else as_integer("rotary_dim", rotary_dim)
     _check_rotary(x, positions, rotary_dim)
     _check_base(base)
     if positions.ndim == 2:  # (batch, seq_len) -> (batch, 1, ..., 1, seq_len)
@@ -84,8 +90,9 @@ def alibi_slopes(num_heads: int) -> Array:
 
     Following "Train Short, Test Long" (Press et al. 2022): 2^(-8/n), 2^(-16/n), ..., 2^(-8) when num_heads =
     n is a power of two; otherwise the slopes of the power of two below, then every other slope of the power
-    of two above.
+    of two above. Raises TypeError for a num_heads that is not an integer, ValueError for one below 1.
     """
+    num_heads = as_integer("num_heads", num_heads)
     if num_heads < 1:
         raise ValueError(f"num_heads={num_heads} must be at least 1")
     below = 1 << (num_heads.bit_length() - 1)

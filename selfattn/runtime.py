@@ -2,17 +2,21 @@
 
 The number of threads never changes a result. The first of these that is given counts: the argument
 `num_threads` of a call, the nearest `with threads(n):`, `set_num_threads(n)`, and `default_num_threads()`.
+All of them go from 1 to MAX_THREADS. `register_with_threadpoolctl()` makes this library one of those whose
+threads the package threadpoolctl shows and limits.
 """
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from selfattn import _kernels
+from selfattn._checks import as_integer
+
+MAX_THREADS = 1024  # that the kernels' pool has room for
 
 _override: ContextVar[int | None] = ContextVar("selfattn_num_threads", default=None)
 
@@ -40,7 +44,7 @@ def threads(num_threads: int) -> Iterator[None]:
 def resolve_num_threads(num_threads: int | None) -> int:
     """The argument of a call, or what the context or the process says when it is None.
 
-    Raises TypeError when it is not an integer, ValueError when it is less than 1.
+    Raises TypeError when it is not an integer, ValueError when it is less than 1 or more than MAX_THREADS.
     """
     if num_threads is not None:
         return _checked(num_threads)
@@ -64,15 +68,10 @@ def trim() -> None:
 
 
 def _checked(num_threads: int) -> int:
-    try:
-        count = operator.index(num_threads)
-    except TypeError:
-        count = None
-    if count is None or isinstance(num_threads, bool):
-        raise TypeError(f"num_threads={num_threads!r} must be an integer, not a {type(num_threads).__name__}")
-    if count < 1:
-        raise ValueError(f"num_threads={count} must be at least 1")
-    return min(count, 2**31 - 1)
+    count = as_integer("num_threads", num_threads)
+    if not 1 <= count <= MAX_THREADS:
+        raise ValueError(f"num_threads={count} must be at least 1 and at most {MAX_THREADS}")
+    return count
 
 
 # ---- the default: what this process may use ----
@@ -84,25 +83,33 @@ def default_num_threads(
     cpus: int | None = None,
     cgroup_root: str = "/sys/fs/cgroup",
     cgroup_file: str = "/proc/self/cgroup",
-) -> int:
-    """The least of SELFATTN_NUM_THREADS, OMP_NUM_THREADS, this process's CPUs and its CPU quota; at least 1.
+) -> tuple[int, str]:
+    """The least of SELFATTN_NUM_THREADS, OMP_NUM_THREADS, this process's CPUs, its CPU quota and MAX_THREADS;
+    at least 1. Beside it, in words, the limit that it comes from.
 
     The quota is that of the control groups (Linux cgroups, version 1 or 2), rounded down: one thread too many
     is throttled while the others wait for it. Raises ValueError when SELFATTN_NUM_THREADS is not a positive
     integer; a malformed OMP_NUM_THREADS, which is not ours, is ignored.
     """
-    limits = [cpus or _count_cpus(), *_cgroup_quotas(cgroup_root, cgroup_file)]
+    limits: list[tuple[float, str]] = []
     ours = environ.get("SELFATTN_NUM_THREADS", "").strip()
     if ours:
         if not _is_positive(ours):
             raise ValueError(
                 f"SELFATTN_NUM_THREADS={ours!r} must be an integer of at least 1; unset it or correct it"
             )
-        limits.append(int(ours))
+        limits.append((int(ours), f"SELFATTN_NUM_THREADS={ours}"))
     openmp = environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # the outermost level
     if _is_positive(openmp):
-        limits.append(int(openmp))
-    return max(1, int(min(limits)))
+        limits.append((int(openmp), f"OMP_NUM_THREADS={openmp}"))
+    limits.append((cpus or _count_cpus(), "the processors that this process may use"))
+    limits += [
+        (quota, f"the control group's quota of {quota:g} processors")
+        for quota in _cgroup_quotas(cgroup_root, cgroup_file)
+    ]
+    limits.append((MAX_THREADS, "the most that a call can use"))
+    least, source = min(limits, key=lambda limit: limit[0])  # the first of equals
+    return max(1, int(least)), source
 
 
 def _is_positive(text: str) -> bool:
@@ -177,4 +184,4 @@ def register_with_threadpoolctl() -> None:
     threadpoolctl.register(SelfattnController)
 
 
-_kernels.set_num_threads(default_num_threads())
+_kernels.set_num_threads(default_num_threads()[0])

@@ -7,6 +7,7 @@ feed_forward.py  FeedForward
 encoder.py       EncoderLayer, Encoder: layers in depth
 weights.py       an encoder as one safetensors file
 ragged.py        batches without padding
+heads.py         what a cell and cells side by side have in common
 base.py          what a weight is
 """
 

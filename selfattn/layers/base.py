@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+
+from selfattn._checks import as_number
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -43,9 +47,9 @@ def _rebuild(cls: type[Layer], values: dict[str, Any]) -> Layer:
     return cls(**values)
 
 
-def weight(name: str, array: npt.ArrayLike, ndim: int) -> Array:
+def as_weight(name: str, array: npt.ArrayLike, ndim: int) -> Array:
     """`array` as a read-only float32 array of any strides; raises for a dtype, rank or value that cannot be a
-    weight. A writable array is copied: a later write to it would not reach the weights packed from it.
+    weight. What is still writable is copied: a later write would not reach the weights packed from it.
     """
     array = np.asarray(array)
     if array.dtype.kind in "biu" or not np.can_cast(array.dtype, np.float32, "same_kind"):
@@ -56,7 +60,7 @@ def weight(name: str, array: npt.ArrayLike, ndim: int) -> Array:
     if not array.size:
         raise ValueError(f"{name} has shape {array.shape}; no dimension of a weight may be 0")
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32, copy=array.flags.writeable or not array.flags.aligned)
+        array = array.astype(np.float32, copy=_is_writable(array) or not array.flags.aligned)
     bad = ~np.isfinite(array)
     if bad.any():
         first = ", ".join(map(str, np.argwhere(bad)[0]))
@@ -68,14 +72,35 @@ def weight(name: str, array: npt.ArrayLike, ndim: int) -> Array:
     return array
 
 
-def bias(name: str, array: npt.ArrayLike | None, width: int) -> Array | None:
+def _is_writable(array: Any) -> bool:
+    """Whether the memory can be written through the array, or through one that it is a view of."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return True
+        array = array.base
+    return False
+
+
+def as_bias(name: str, array: npt.ArrayLike | None, width: int) -> Array | None:
     """None, or a weight of shape (width,)."""
     if array is None:
         return None
-    array = weight(name, array, 1)
+    array = as_weight(name, array, 1)
     if array.shape != (width,):
         raise ValueError(f"{name} has {array.shape[0]} values; the outputs it is added to are {width}")
     return array
+
+
+def as_scale(scale: Any) -> float | None:
+    """None, or a number that float32 can hold."""
+    return None if scale is None else as_number("scale", scale)
+
+
+def as_causal(causal: Any) -> bool:
+    """True or False. The operator's other forms of causal mean the same where words attend to themselves."""
+    if not isinstance(causal, bool | np.bool_):
+        raise ValueError(f"causal={causal!r} must be True or False in self-attention")
+    return bool(causal)
 
 
 def same(what: str, **sizes: int) -> None:
@@ -83,6 +108,11 @@ def same(what: str, **sizes: int) -> None:
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{size} in {name}" for name, size in sizes.items())
         raise ValueError(f"{what} differs: {listed}; they must agree")
+
+
+def join_weights(matrices: list[Array]) -> Array:
+    """(d_in, widths) matrices that meet the same input, side by side; a single one is not copied."""
+    return np.concatenate(matrices, axis=1) if len(matrices) > 1 else matrices[0]
 
 
 def join_biases(biases: list[Array | None], widths: list[int]) -> Array | None:
@@ -99,5 +129,7 @@ def join_biases(biases: list[Array | None], widths: list[int]) -> Array | None:
 
 def initial_weight(rng: np.random.Generator, d_in: int, d_out: int) -> Array:
     """(d_in, d_out) normal with variance 1/d_in, so that outputs are about as large as inputs."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng is a {type(rng).__name__}; it must be a Generator: numpy.random.default_rng(0)")
     out: Array = rng.standard_normal((d_in, d_out)) / np.sqrt(d_in)
     return out.astype(np.float32)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from selfattn import _kernels
-from selfattn.layers.base import Array, Layer, bias, initial_weight, same, weight
+from selfattn.layers.base import Array, as_causal, as_scale, initial_weight, same
+from selfattn.layers.heads import Heads
 from selfattn.layers.ragged import Ragged
-from selfattn.runtime import resolve_num_threads
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SelfAttentionCell(Layer):
+class SelfAttentionCell(Heads):
     """One unit of self-attention with its own query, key and value matrices, the same for every word.
 
     query_weight, key_weight (d_model, head_dim); value_weight (d_model, value_dim); biases (head_dim,),
@@ -30,12 +32,8 @@ class SelfAttentionCell(Layer):
     value_bias: Array | None = None
 
     def __post_init__(self) -> None:
-        query, key, value = (weight(name, getattr(self, name), 2) for name in _WEIGHTS)
-        same("d_model", query_weight=len(query), key_weight=len(key), value_weight=len(value))
-        same("head_dim", query_weight=query.shape[1], key_weight=key.shape[1])
-        self._set(query_weight=query, key_weight=key, value_weight=value)
-        for name, matrix in zip(_BIASES, (query, key, value), strict=True):
-            self._set(**{name: bias(name, getattr(self, name), matrix.shape[1])})
+        self._set_projections()
+        same("head_dim", query_weight=self.query_weight.shape[1], key_weight=self.key_weight.shape[1])
 
     @classmethod
     def initialize(
@@ -51,21 +49,6 @@ class SelfAttentionCell(Layer):
         widths = (head_dim, head_dim, head_dim if value_dim is None else value_dim)
         weights = (initial_weight(rng, d_model, width) for width in widths)
         return cls(*weights, *(np.zeros(width, np.float32) if bias else None for width in widths))
-
-    @property
-    def d_model(self) -> int:
-        """The width of a word's vector."""
-        return self.query_weight.shape[0]
-
-    @property
-    def head_dim(self) -> int:
-        """The width of a query and of a key."""
-        return self.query_weight.shape[1]
-
-    @property
-    def value_dim(self) -> int:
-        """The width of a value, and of the result."""
-        return self.value_weight.shape[1]
 
     def __call__(
         self,
@@ -85,10 +68,8 @@ class SelfAttentionCell(Layer):
         1/sqrt(head_dim).
         """
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        query, key, value = self._project(words, num_threads)
-        return words.restore(
-            words.attend(query, key, value, causal=causal, scale=scale, num_threads=num_threads)
-        )
+        values = self._attend(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
+        return words.restore(values)
 
     def attention_weights(
         self,
@@ -104,17 +85,5 @@ class SelfAttentionCell(Layer):
         batch (seq_len is the longest for packed x). Rows sum to 1; rows and columns of padding are 0.
         """
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        query, key, _ = self._project(words, num_threads)
-        weights = words.attention_weights(query, key, causal=causal, scale=scale, num_threads=num_threads)
+        weights = self._weigh(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
         return weights[..., 0, :, :]
-
-    def _project(self, words: Ragged, num_threads: int | None) -> list[Array]:
-        """The query, key and value of every word, (tokens, 1, dim) each."""
-        threads = resolve_num_threads(num_threads)
-        names = zip(_WEIGHTS, _BIASES, strict=True)
-        pairs = [(getattr(self, weight), getattr(self, bias)) for weight, bias in names]
-        return [_kernels.linear(words.tokens, *pair, None, threads)[:, None, :] for pair in pairs]
-
-
-_WEIGHTS = ("query_weight", "key_weight", "value_weight")
-_BIASES = ("query_bias", "key_bias", "value_bias")

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from selfattn._checks import as_integer
 from selfattn._stack import PackedEncoder
-from selfattn.layers import weights
-from selfattn.layers.base import Array, Layer, join_biases
+from selfattn.layers.base import Array, Layer, join_biases, join_weights
 from selfattn.layers.feed_forward import FeedForward
 from selfattn.layers.multihead import MultiHeadSelfAttention
 from selfattn.layers.norm import LayerNorm, Norm, RMSNorm
 from selfattn.layers.ragged import Ragged
 from selfattn.runtime import resolve_num_threads
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,13 +100,32 @@ class EncoderLayer(Layer):
         """The width of a word's vector."""
         return self.attention.d_model
 
-    def __call__(self, x: npt.ArrayLike, **batch: Any) -> Array:
+    def __call__(
+        self,
+        x: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        cu_seqlens: npt.ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Array:
         """This layer alone, as an Encoder of depth 1; packs its weights at every call."""
-        return Encoder([self])(x, **batch)
+        return Encoder([self])(x, lengths, cu_seqlens, num_threads)
 
-    def attention_weights(self, x: npt.ArrayLike, **batch: Any) -> Array:
+    def attention_weights(
+        self,
+        x: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        cu_seqlens: npt.ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Array:
         """What this layer attends to when its input is x, ([batch,] num_heads, seq_len, seq_len)."""
-        return self.attention.attention_weights(self.attention_norm(x) if self.norm_first else x, **batch)
+        return self.attention.attention_weights(
+            self.attention_norm(x, num_threads=num_threads) if self.norm_first else x,
+            lengths=lengths,
+            cu_seqlens=cu_seqlens,
+            num_threads=num_threads,
+        )
 
     def for_stack(self) -> dict[str, Any]:
         """This layer as the compiled stack takes it: matrices that meet the same input side by side."""
@@ -127,11 +149,11 @@ class EncoderLayer(Layer):
             "norm_first": self.norm_first,
             "activation": network.activation,
             "gated": network.gate_weight is not None,
-            "qkv_weight": np.concatenate(qkv, axis=1),
+            "qkv_weight": join_weights(qkv),
             "qkv_bias": join_biases(qkv_bias, [w.shape[1] for w in qkv]),
             "output_weight": output,
             "output_bias": heads.output_bias,
-            "up_weight": np.concatenate(up, axis=1),
+            "up_weight": join_weights(up),
             "up_bias": join_biases(up_bias, [w.shape[1] for w in up]),
             "down_weight": network.down_weight,
             "down_bias": network.down_bias,
@@ -152,6 +174,11 @@ class Encoder(Layer):
     final_norm: Norm | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, Iterable):
+            kind = type(self.layers).__name__
+            raise TypeError(
+                f"layers is a {kind}; it must be a sequence of EncoderLayer, one alone as [layer]"
+            )
         self._set(layers=tuple(self.layers))
         if not self.layers:
             raise ValueError("layers has 0 layers; an Encoder needs at least 1")
@@ -160,7 +187,12 @@ class Encoder(Layer):
                 raise TypeError(f"layers[{i}] is a {type(layer).__name__}; it must be an EncoderLayer")
             if layer.d_model != self.d_model:
                 raise ValueError(f"layers[{i}] has d_model={layer.d_model} but layers[0] has {self.d_model}")
-        if self.final_norm is not None and len(self.final_norm.weight) != self.d_model:
+        if self.final_norm is None:
+            return
+        if not isinstance(self.final_norm, Norm):
+            kind = type(self.final_norm).__name__
+            raise TypeError(f"final_norm is a {kind}; it must be a LayerNorm or RMSNorm, or None")
+        if len(self.final_norm.weight) != self.d_model:
             raise ValueError(f"final_norm is {len(self.final_norm.weight)} wide but d_model={self.d_model}")
 
     def __repr__(self) -> str:
@@ -202,26 +234,36 @@ class Encoder(Layer):
         lengths: npt.ArrayLike | None = None,
         cu_seqlens: npt.ArrayLike | None = None,
         num_threads: int | None = None,
+        *,
+        depth: int | None = None,
     ) -> list[Array]:
-        """The input and the result after each layer: len(layers) + 1 arrays, before any final norm. Element i
-        is what layers[i] sees, so layers[i].attention_weights(states[i]) shows what it attends to.
+        """The input and the result after each of the first `depth` layers (by default all of them): depth + 1
+        arrays, before any final norm. Element i is what layers[i] sees, so
+        layers[i].attention_weights(states[i]) shows what it attends to.
         """
+        depth = len(self.layers) if depth is None else as_integer("depth", depth)
+        if not 0 <= depth <= len(self.layers):
+            raise ValueError(f"depth={depth} must be between 0 and the {len(self.layers)} layers")
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
         threads = resolve_num_threads(num_threads)
         states = [words.tokens.copy()]
-        for depth in range(len(self.layers)):
-            states.append(self._packed.run(states[-1], words.cu_seqlens, threads, depth, depth + 1))
+        for i in range(depth):
+            states.append(self._packed.run(states[-1], words.cu_seqlens, threads, i, i + 1))
         return [words.restore(rows) for rows in states]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file: named float32 tensors (layers.0.attention.query_weight, ...) and the
         configuration as JSON in its metadata.
         """
+        from selfattn.layers import weights  # here, since few who import the layers read or write files
+
         weights.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Encoder:
         """Reads what `save` wrote; ValueError naming the file when it is anything else, or damaged."""
+        from selfattn.layers import weights
+
         return weights.load(path)
 
 

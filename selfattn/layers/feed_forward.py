@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from selfattn import _kernels
-from selfattn.layers.base import Array, Layer, bias, initial_weight, same, weight
+from selfattn.layers.base import Array, Layer, as_bias, as_weight, initial_weight, same
 from selfattn.layers.ragged import check_words
 from selfattn.runtime import resolve_num_threads
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 
@@ -34,19 +37,19 @@ class FeedForward(Layer):
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is not one of {ACTIVATIONS}")
-        up, down = weight("up_weight", self.up_weight, 2), weight("down_weight", self.down_weight, 2)
+        up, down = as_weight("up_weight", self.up_weight, 2), as_weight("down_weight", self.down_weight, 2)
         d_ff = up.shape[1]
         same("d_ff", up_weight=d_ff, down_weight=len(down))
-        self._set(up_weight=up, down_weight=down, up_bias=bias("up_bias", self.up_bias, d_ff))
-        self._set(down_bias=bias("down_bias", self.down_bias, down.shape[1]))
+        self._set(up_weight=up, down_weight=down, up_bias=as_bias("up_bias", self.up_bias, d_ff))
+        self._set(down_bias=as_bias("down_bias", self.down_bias, down.shape[1]))
         if self.gate_weight is None:
             if self.gate_bias is not None:
                 raise ValueError("gate_bias needs a gate_weight")
             return
-        gate = weight("gate_weight", self.gate_weight, 2)
+        gate = as_weight("gate_weight", self.gate_weight, 2)
         same("d_model", up_weight=len(up), gate_weight=len(gate))
         same("d_ff", up_weight=d_ff, gate_weight=gate.shape[1])
-        self._set(gate_weight=gate, gate_bias=bias("gate_bias", self.gate_bias, d_ff))
+        self._set(gate_weight=gate, gate_bias=as_bias("gate_bias", self.gate_bias, d_ff))
 
     @classmethod
     def initialize(

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from selfattn import _kernels
-from selfattn.layers.base import Array, Layer, bias, initial_weight, join_biases, same, weight
+from selfattn._checks import as_integer
+from selfattn.layers.base import (
+    Array,
+    as_bias,
+    as_causal,
+    as_scale,
+    as_weight,
+    initial_weight,
+    join_biases,
+    join_weights,
+    same,
+)
 from selfattn.layers.cell import SelfAttentionCell
+from selfattn.layers.heads import ROLES, Heads
 from selfattn.layers.ragged import Ragged
 from selfattn.runtime import resolve_num_threads
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MultiHeadSelfAttention(Layer):
+class MultiHeadSelfAttention(Heads):
     """Multi-head self-attention ("Attention Is All You Need", section 3.2.2), with grouped key/value heads.
 
     query_weight (d_model, num_heads * head_dim), key_weight (d_model, num_kv_heads * head_dim),
@@ -44,24 +56,17 @@ class MultiHeadSelfAttention(Layer):
 
     def __post_init__(self) -> None:
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        self._set(num_heads=operator.index(self.num_heads), num_kv_heads=operator.index(kv_heads))
-        self._set(causal=bool(self.causal), scale=None if self.scale is None else float(self.scale))
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise ValueError(f"scale={self.scale} must be finite")
+        self._set(num_heads=as_integer("num_heads", self.num_heads))
+        self._set(num_kv_heads=as_integer("num_kv_heads", kv_heads))
+        self._set(causal=as_causal(self.causal), scale=as_scale(self.scale))
         if self.num_heads < 1 or self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             heads, kv_heads = self.num_heads, self.num_kv_heads
             raise ValueError(f"num_heads={heads} is not a multiple of num_kv_heads={kv_heads}")
-        query, key, value = (weight(f"{n}_weight", getattr(self, f"{n}_weight"), 2) for n in _ROLES)
-        same("d_model", query_weight=len(query), key_weight=len(key), value_weight=len(value))
-        head_dim = _per_head("query_weight", query, "num_heads", self.num_heads)
-        key_dim = _per_head("key_weight", key, "num_kv_heads", self.num_kv_heads)
+        self._set_projections()
+        head_dim = _per_head("query_weight", self.query_weight, "num_heads", self.num_heads)
+        key_dim = _per_head("key_weight", self.key_weight, "num_kv_heads", self.num_kv_heads)
         same("head_dim", query_weight=head_dim, key_weight=key_dim)
-        _per_head("value_weight", value, "num_kv_heads", self.num_kv_heads)
-        self._set(query_weight=query, key_weight=key, value_weight=value)
-        for name, matrix in zip(_ROLES, (query, key, value), strict=True):
-            self._set(
-                **{f"{name}_bias": bias(f"{name}_bias", getattr(self, f"{name}_bias"), matrix.shape[1])}
-            )
+        _per_head("value_weight", self.value_weight, "num_kv_heads", self.num_kv_heads)
         self._check_output()
 
     def _check_output(self) -> None:
@@ -69,14 +74,15 @@ class MultiHeadSelfAttention(Layer):
             if self.output_bias is not None:
                 raise ValueError("output_bias needs an output_weight")
             return
-        output = weight("output_weight", self.output_weight, 2)
+        output = as_weight("output_weight", self.output_weight, 2)
         joined = self.num_heads * self.value_dim
         if len(output) != joined:
             raise ValueError(
                 f"output_weight has {len(output)} rows; num_heads={self.num_heads} heads of "
                 f"value_dim={self.value_dim} need {joined}"
             )
-        self._set(output_weight=output, output_bias=bias("output_bias", self.output_bias, output.shape[1]))
+        offset = as_bias("output_bias", self.output_bias, output.shape[1])
+        self._set(output_weight=output, output_bias=offset)
 
     @classmethod
     def from_cells(
@@ -93,12 +99,15 @@ class MultiHeadSelfAttention(Layer):
         """
         if not cells:
             raise ValueError("from_cells got 0 cells; it needs at least 1")
+        for i, cell in enumerate(cells):
+            if not isinstance(cell, SelfAttentionCell):
+                raise TypeError(f"cells[{i}] is a {type(cell).__name__}; it must be a SelfAttentionCell")
         for what in ("d_model", "head_dim", "value_dim"):
             same(what, **{f"cells[{i}]": getattr(cell, what) for i, cell in enumerate(cells)})
         joined: dict[str, Any] = {}
-        for role in _ROLES:
+        for role in ROLES:
             weights = [getattr(cell, f"{role}_weight") for cell in cells]
-            joined[f"{role}_weight"] = np.concatenate(weights, axis=1)
+            joined[f"{role}_weight"] = join_weights(weights)
             biases = [getattr(cell, f"{role}_bias") for cell in cells]
             joined[f"{role}_bias"] = join_biases(biases, [w.shape[1] for w in weights])
         return cls(
@@ -139,20 +148,8 @@ class MultiHeadSelfAttention(Layer):
         settings = {"num_heads": num_heads, "num_kv_heads": kv_heads, "causal": causal, "scale": scale}
         return cls(*weights, *biases, **settings)  # type: ignore[arg-type]
 
-    @property
-    def d_model(self) -> int:
-        """The width of a word's vector."""
-        return self.query_weight.shape[0]
-
-    @property
-    def head_dim(self) -> int:
-        """The width of one head's query and key."""
-        return self.query_weight.shape[1] // self.num_heads
-
-    @property
-    def value_dim(self) -> int:
-        """The width of one head's value."""
-        return self.value_weight.shape[1] // self.num_kv_heads
+    def _heads(self) -> tuple[int, int, int]:
+        return self.num_heads, self.num_kv_heads, self.num_kv_heads
 
     @property
     def d_out(self) -> int:
@@ -189,9 +186,7 @@ class MultiHeadSelfAttention(Layer):
     ) -> Array:
         """x (..., d_model) -> (..., d_out), float32; x, lengths and cu_seqlens as for a SelfAttentionCell."""
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        query, key, value = self._project(words, num_threads)
-        how = {"causal": self.causal, "scale": self.scale, "num_threads": num_threads}
-        joined = words.attend(query, key, value, **how)  # (tokens, num_heads * value_dim)
+        joined = self._attend(words, num_threads, causal=self.causal, scale=self.scale)
         if self.output_weight is not None:
             threads = resolve_num_threads(num_threads)
             joined = _kernels.linear(joined, self.output_weight, self.output_bias, None, threads)
@@ -207,29 +202,10 @@ class MultiHeadSelfAttention(Layer):
     ) -> Array:
         """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        query, key, _ = self._project(words, num_threads)
-        how = {"causal": self.causal, "scale": self.scale, "num_threads": num_threads}
-        return words.attention_weights(query, key, **how)
-
-    def _project(self, words: Ragged, num_threads: int | None) -> list[Array]:
-        """The queries, keys and values of every word, (tokens, heads, dim) each."""
-        threads = resolve_num_threads(num_threads)
-        flat = [
-            _kernels.linear(
-                words.tokens, getattr(self, f"{role}_weight"), getattr(self, f"{role}_bias"), None, threads
-            )
-            for role in _ROLES
-        ]
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        return [
-            array.reshape(len(array), n, array.shape[1] // n) for array, n in zip(flat, heads, strict=True)
-        ]
+        return self._weigh(words, num_threads, causal=self.causal, scale=self.scale)
 
 
 def _per_head(name: str, matrix: Array, heads_name: str, heads: int) -> int:
     if matrix.shape[1] % heads:
         raise ValueError(f"{name} has {matrix.shape[1]} columns, not a multiple of {heads_name}={heads}")
     return matrix.shape[1] // heads
-
-
-_ROLES = ("query", "key", "value")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfattn import _kernels
-from selfattn.layers.base import Array, Layer, bias, weight
+from selfattn._checks import as_number
+from selfattn.layers.base import Array, Layer, as_bias, as_weight
 from selfattn.layers.ragged import check_words
 from selfattn.runtime import resolve_num_threads
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,8 +25,8 @@ class LayerNorm(Layer):
     kind: ClassVar[str] = "layer"
 
     def __post_init__(self) -> None:
-        checked = weight("weight", self.weight, 1)
-        self._set(weight=checked, bias=bias("bias", self.bias, len(checked)), eps=_check_eps(self.eps))
+        weight = as_weight("weight", self.weight, 1)
+        self._set(weight=weight, bias=as_bias("bias", self.bias, len(weight)), eps=_as_eps(self.eps))
 
     def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
         """x (..., d_model) float32 -> the same shape."""
@@ -47,7 +48,7 @@ class RMSNorm(Layer):
     kind: ClassVar[str] = "rms"
 
     def __post_init__(self) -> None:
-        self._set(weight=weight("weight", self.weight, 1), eps=_check_eps(self.eps))
+        self._set(weight=as_weight("weight", self.weight, 1), eps=_as_eps(self.eps))
 
     @property
     def bias(self) -> None:
@@ -64,7 +65,8 @@ class RMSNorm(Layer):
 Norm = LayerNorm | RMSNorm
 
 
-def _check_eps(eps: float) -> float:
-    if not (eps >= 0 and math.isfinite(eps)):
-        raise ValueError(f"eps={eps} must be at least 0 and finite")
-    return float(eps)
+def _as_eps(eps: Any) -> float:
+    number = as_number("eps", eps)
+    if number < 0:
+        raise ValueError(f"eps={eps} must be at least 0")
+    return number

@@ -7,14 +7,15 @@ batch and a sentence alone run the same arithmetic and give the same bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from selfattn.attention import attention, attention_weights
+from selfattn.layers.base import Array
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> Encoder:
         raise ValueError(f"{path} does not hold the tensors of its configuration: {'; '.join(problems)}")
     try:
         encoder: Encoder = _put_together(tensors, configuration["encoder"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} does not describe an encoder: {error}") from error
     return encoder
 
@@ -63,7 +63,7 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             configuration = json.loads(metadata["configuration"])
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} has no readable configuration in its metadata: {error}") from error
     parts = configuration if isinstance(configuration, dict) else {}
     if not (isinstance(parts.get("encoder"), dict) and isinstance(parts.get("tensors"), dict)):
@@ -71,8 +71,15 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     if parts["encoder"].get("class") != "Encoder":
         raise ValueError(f"{path} describes a {parts['encoder'].get('class')}, not an Encoder")
     for tensor in tensors.values():
-        tensor.flags.writeable = False  # nobody else holds it: the layers need not copy it
+        _protect(tensor)
     return tensors, configuration
+
+
+def _protect(tensor: Any) -> None:
+    """Makes a tensor that nobody else holds read-only, down to its memory: the layers need not copy it."""
+    while isinstance(tensor, np.ndarray):
+        tensor.flags.writeable = False
+        tensor = tensor.base
 
 
 def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:

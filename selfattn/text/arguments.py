@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 
-def as_texts(inputs: str | Iterable[str]) -> list[str]:
+def as_texts(inputs: str | Iterable[str] | None) -> list[str]:
     """The inputs as a list, every one of them a str that the tokenizer can take."""
     if isinstance(inputs, str):
         inputs = [inputs]

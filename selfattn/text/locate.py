@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selfattn.text.errors import ModelNotFoundError, missing_extra
 from selfattn.text.modules import read_modules
+from selfattn.text.weights import has_weights
 
 # Only what a text encoder reads, never pickled weights or exports to other runtimes.
 DOWNLOADED = ["*.json", "*.txt", "*.safetensors"]
@@ -24,10 +25,12 @@ def locate(
     local_files_only: bool = False,
 ) -> Path:
     """The model's directory: one that exists, else an installed carrier package's, else from the hub."""
-    directory = Path(name_or_directory).expanduser()
-    if directory.is_dir():
-        return directory
     name = os.fspath(name_or_directory)
+    if not name:
+        raise ValueError("name_or_directory is empty: give a model's directory, or a hub name")
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return _refuse_revision(directory, revision)
     if directory.exists():
         raise ValueError(f"{name} is a file: give the directory that holds config.json and model.safetensors")
     if _looks_like_path(name_or_directory):
@@ -35,7 +38,17 @@ def locate(
             f"the directory {name!r} does not exist: give a model's directory, or a hub name such as "
             "'sentence-transformers/all-MiniLM-L6-v2'"
         )
-    return _carrier_package(name) or _hub_snapshot(name, revision, cache_folder, token, local_files_only)
+    if carried := _carrier_package(name):
+        return _refuse_revision(carried, revision)
+    return _hub_snapshot(name, revision, cache_folder, token, local_files_only)
+
+
+def _refuse_revision(directory: Path, revision: str | None) -> Path:
+    if revision is not None:
+        raise ValueError(
+            f"revision={revision!r} would be ignored, {directory} is what it is: drop it, or give a hub name"
+        )
+    return directory
 
 
 def _looks_like_path(name: str | os.PathLike[str]) -> bool:
@@ -100,6 +113,5 @@ def _is_complete(snapshot: Path) -> bool:
     folders = {module["type"]: snapshot / module["path"] for module in read_modules(snapshot)}
     folders.pop("Normalize", None)  # has no files
     transformer = folders.get("Transformer", snapshot)
-    needed = [transformer / "tokenizer.json", transformer / "model.safetensors"]
-    needed += [folder / "config.json" for folder in folders.values()]
-    return all(path.exists() for path in needed)
+    needed = [transformer / "tokenizer.json", *(folder / "config.json" for folder in folders.values())]
+    return has_weights(transformer) and all(path.exists() for path in needed)

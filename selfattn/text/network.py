@@ -46,7 +46,8 @@ class Network:
     def attention_weights(self, ids: NDArray[np.int64], *, num_threads: int | None = None) -> Floats:
         """Token numbers (length,) of one sequence -> (layers, heads, length, length)."""
         x = self.embed(ids, np.array([0, len(ids)]), num_threads=num_threads)
-        inputs = self.encoder.hidden_states(x, num_threads=num_threads)[:-1]
+        depth = len(self.encoder.layers) - 1  # what the last layer gives is no layer's input
+        inputs = self.encoder.hidden_states(x, num_threads=num_threads, depth=depth)
         pairs = zip(self.encoder.layers, inputs, strict=True)
         return np.stack([layer.attention_weights(x, num_threads=num_threads) for layer, x in pairs])
 

@@ -13,6 +13,7 @@ from selfattn.text.pooling import normalize
 
 FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
 MAX_BLOCK = 1 << 22  # differences held at once by the two distances
+COLUMNS = 4096  # of a table of products computed at a time: Ctrl-C waits for no more
 
 
 def check_similarity(name: Any, where: str) -> str:
@@ -30,7 +31,7 @@ def similarity(a: ArrayLike, b: ArrayLike, name: str) -> NDArray[np.float32]:
     if name == "cosine":
         left, right = normalize(left), normalize(right)
     if name in ("cosine", "dot"):
-        return _kernels.linear(left, right.T, None, None, resolve_num_threads(None))
+        return _products(left, right)
     return _negative_distances(left, right, name)
 
 
@@ -48,10 +49,21 @@ def similarity_pairwise(a: ArrayLike, b: ArrayLike, name: str) -> NDArray[np.flo
 
 
 def _rows(x: ArrayLike, name: str) -> NDArray[np.float32]:
-    rows = np.asarray(x, dtype=np.float32)
+    rows = np.asarray(x)
+    if rows.dtype.kind not in "biuf":
+        raise TypeError(f"{name} holds {rows.dtype}, expected embeddings: give what encode() returns for it")
+    rows = rows.astype(np.float32, copy=False)
     if rows.ndim not in (1, 2):
         raise ValueError(f"{name} has {rows.ndim} dimensions, expected (n, dim) or (dim,)")
     return np.atleast_2d(rows)
+
+
+def _products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+    result = np.empty((len(left), len(right)), dtype=np.float32)
+    for i in range(0, len(right), COLUMNS):
+        columns = slice(i, i + COLUMNS)
+        result[:, columns] = _kernels.linear(left, right[columns].T, None, None, resolve_num_threads(None))
+    return result
 
 
 def _negative_distances(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from inspect import signature
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings", None)
 MAX_TOKENS_PER_BATCH = 2048
-WINDOW = 8192  # sentences tokenized and sorted at a time: bounds memory, whatever the length of the list
+WINDOW = 8192  # sentences sorted by length at a time: bounds memory, whatever the length of the list
+SLICE = 128  # sentences tokenized at a time: Ctrl-C waits for no more
+ELSEWHERE = ("convert_to_tensor", "device")  # what sentence-transformers takes, and only PyTorch can do
 
 
 class TextEncoder:
@@ -61,7 +65,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._head = head
         self._settings = settings
-        self.truncated = 0  # texts cut off at max_seq_length so far
+        self._truncated = Counter[int]()  # each thread adds to its own number, so that none is lost
         self.max_seq_length = max_seq_length
 
     @classmethod
@@ -78,8 +82,9 @@ class TextEncoder:
 
         They are tried in that order. A directory and a package never touch the network; nor does a hub name
         whose files (modules.json among them) are in the cache, or anything under HF_HUB_OFFLINE=1 or
-        local_files_only. revision, cache_folder (by default SENTENCE_TRANSFORMERS_HOME, if set) and token are
-        passed on to huggingface_hub. A name without an owner is looked for under "sentence-transformers/".
+        local_files_only. revision (of a hub name only), cache_folder (by default SENTENCE_TRANSFORMERS_HOME,
+        if set) and token are passed on to huggingface_hub. A name without an owner is looked for under
+        "sentence-transformers/".
 
         Read are config.json, model.safetensors (or its shards), tokenizer.json, and sentence-transformers'
         modules.json, pooling, Dense and Normalize modules, max_seq_length and prompts. Weights in float16 or
@@ -117,6 +122,11 @@ class TextEncoder:
     def tokenizer(self) -> Tokenizer:
         """The `tokenizers.Tokenizer`, without padding, truncating to max_seq_length."""
         return self._tokenizer
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut off at max_seq_length so far."""
+        return sum(list(self._truncated.values()))
 
     @property
     def embedding_dim(self) -> int:
@@ -159,8 +169,9 @@ class TextEncoder:
 
     def encode(
         self,
-        inputs: str | Iterable[str],
+        inputs: str | Iterable[str] | None = None,
         *,
+        sentences: str | Iterable[str] | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
@@ -178,6 +189,7 @@ class TextEncoder:
         inputs: a str gives one embedding (embedding_dim,); an iterable of n strs gives (n, embedding_dim)
             float32, for n = 0 an array of shape (0, embedding_dim). The empty text is legal: it is
             [CLS][SEP].
+        sentences: another name of `inputs`, which sentence-transformers used before version 5.
         prompt, prompt_name: a text put before every input, or the name of one of the model's `prompts`.
         batch_size, max_tokens_per_batch: how many sentences and tokens go through the network at once,
             whichever is reached first. They bound memory and change no bit of the result.
@@ -197,13 +209,15 @@ class TextEncoder:
         for an unknown prompt name or output value, or a size out of range.
         """
         if unknown:
-            raise TypeError(
-                f"encode() has no argument {', '.join(sorted(unknown))}; it takes {', '.join(_ENCODE_NAMES)}"
-            )
+            raise TypeError(_unknown_arguments(sorted(unknown)))
         if output_value not in OUTPUT_VALUES:
             raise ValueError(
                 f"output_value={output_value!r} is not one of {', '.join(map(repr, OUTPUT_VALUES))}"
             )
+        if sentences is not None:
+            if inputs is not None:
+                raise TypeError("inputs and sentences are two names of one argument: give one of them")
+            inputs = sentences
         texts = as_texts(inputs)
         prefix = self._settings.prompts.choose(prompt, prompt_name)
         dim = self._output_dim(truncate_dim)
@@ -264,7 +278,10 @@ class TextEncoder:
         with progress(len(texts), show_progress_bar) as advance:
             for start in range(0, len(texts), WINDOW):
                 window = [prefix + text for text in texts[start : start + WINDOW]]
-                sentences = [encoding.ids for encoding in self._tokenize(window, threads)]
+                sentences: list[list[int]] = []
+                for i in range(0, len(window), SLICE):
+                    sentences += [one.ids for one in self._tokenize(window[i : i + SLICE], threads)]
+                    advance(0)  # the bar's clock
                 for batch in make_batches(sentences, start, max_tokens=max_tokens, max_sentences=batch_size):
                     yield batch, self._network(batch.ids, batch.cu_seqlens, num_threads=threads)
                     advance(len(batch.rows))
@@ -272,7 +289,7 @@ class TextEncoder:
     def _tokenize(self, texts: list[str], num_threads: int) -> list[Encoding]:
         encodings = encode_texts(self._tokenizer, texts, num_threads=num_threads)
         full = (encoding for encoding in encodings if len(encoding) == self._max_seq_length)
-        self.truncated += sum(bool(encoding.overflowing) for encoding in full)
+        self._truncated[get_ident()] += sum(bool(encoding.overflowing) for encoding in full)
         return encodings
 
     def _prompt_length(self, prefix: str) -> int:
@@ -304,6 +321,12 @@ def _scatter(
             "token_embeddings": tokens[part],
             "sentence_embedding": embeddings[i],
         }
+
+
+def _unknown_arguments(names: list[str]) -> str:
+    if foreign := ", ".join(name for name in names if name in ELSEWHERE):
+        return f"encode() has no argument {foreign}; drop it: NumPy arrays are returned, on the CPU"
+    return f"encode() has no argument {', '.join(names)}; it takes {', '.join(_ENCODE_NAMES)}"
 
 
 _ENCODE_NAMES = [name for name in signature(TextEncoder.encode).parameters if name not in ("self", "unknown")]

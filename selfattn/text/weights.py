@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DTYPES = ("F32", "F16", "BF16")
 OLD_NAMES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
 BUFFERS = {"embeddings.position_ids", "embeddings.token_type_ids"}  # constants in old checkpoints
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 REMEDY = "copy or download the model again"
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -97,9 +98,16 @@ def _describe_size(path: Path) -> str:
             return f"{found}, its header can't be read"
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether the weights' file is there, or the index of its shards with all of them."""
+    index = directory / INDEX
+    shards = _shards(directory, index) if index.exists() else ()
+    return (directory / SINGLE).exists() or (bool(shards) and all(path.exists() for path in shards))
+
+
 def _weight_files(directory: Path) -> dict[Path, list[str]]:
     """The files that hold the weights, and the names of the tensors in each."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    single, index = directory / SINGLE, directory / INDEX
     if not single.exists() and index.exists():
         return _shards(directory, index)
     refuse_pickle(directory)

@@ -158,7 +158,7 @@ def test_a_lone_surrogate_is_an_error_that_names_it(model: TextEncoder) -> None:
 def test_an_unknown_keyword_is_named_with_the_known_ones(model: TextEncoder) -> None:
     with pytest.raises(
         TypeError,
-        match=r"no argument padding; it takes inputs, sentences, prompt_name, .*max_tokens_per_batch",
+        match=r"no argument padding; it takes inputs, sentences, .*max_tokens_per_batch",
     ):
         model.encode("cat", padding="cpu")
 

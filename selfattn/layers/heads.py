@@ -1,0 +1,68 @@
+"""What a cell and cells side by side have in common: words to queries, keys and values, and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfattn import _kernels
+from selfattn.layers.base import Array, Layer, as_bias, as_weight, same
+from selfattn.layers.ragged import Ragged
+from selfattn.runtime import resolve_num_threads
+
+ROLES = ("query", "key", "value")
+
+
+class Heads(Layer):
+    """A layer with query, key and value matrices (d_model, heads * dim)."""
+
+    query_weight: Array
+    key_weight: Array
+    value_weight: Array
+
+    def _heads(self) -> tuple[int, int, int]:
+        """How many queries, keys and values a word has; a cell has one of each."""
+        return 1, 1, 1
+
+    @property
+    def d_model(self) -> int:
+        """The width of a word's vector."""
+        return self.query_weight.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one query and of one key."""
+        return self.query_weight.shape[1] // self._heads()[0]
+
+    @property
+    def value_dim(self) -> int:
+        """The width of one value."""
+        return self.value_weight.shape[1] // self._heads()[2]
+
+    def _set_projections(self) -> None:
+        """Checks and keeps the matrices and biases, in __post_init__ only."""
+        for role in ROLES:
+            matrix = as_weight(f"{role}_weight", getattr(self, f"{role}_weight"), 2)
+            offset = as_bias(f"{role}_bias", getattr(self, f"{role}_bias"), matrix.shape[1])
+            self._set(**{f"{role}_weight": matrix, f"{role}_bias": offset})
+        query, key, value = self.query_weight, self.key_weight, self.value_weight
+        same("d_model", query_weight=len(query), key_weight=len(key), value_weight=len(value))
+
+    def _attend(self, words: Ragged, num_threads: int | None, **how: Any) -> Array:
+        """What the heads say of every word, side by side, (tokens, num_heads * value_dim)."""
+        query, key, value = self._project(words, num_threads)
+        return words.attend(query, key, value, num_threads=num_threads, **how)
+
+    def _weigh(self, words: Ragged, num_threads: int | None, **how: Any) -> Array:
+        """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
+        query, key = self._project(words, num_threads, ROLES[:2])
+        return words.attention_weights(query, key, num_threads=num_threads, **how)
+
+    def _project(self, words: Ragged, num_threads: int | None, roles: tuple[str, ...] = ROLES) -> list[Array]:
+        """The queries, keys and values of every word, (tokens, heads, dim) each."""
+        threads = resolve_num_threads(num_threads)
+        projected: list[Array] = []
+        for role, heads in zip(roles, self._heads(), strict=False):
+            matrix, offset = getattr(self, f"{role}_weight"), getattr(self, f"{role}_bias")
+            flat = _kernels.linear(words.tokens, matrix, offset, None, threads)
+            projected.append(flat.reshape(len(flat), heads, flat.shape[1] // heads))
+        return projected
