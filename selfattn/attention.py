@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from selfattn import _kernels
+from selfattn._checks import as_number
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -224,7 +225,7 @@ def _options(
     alignment = _alignment(causal, q_len, kv_len)
     if kv_lengths is not None:
         kv_lengths = _lengths(kv_lengths, leading, kv_len)
-    factor = 1.0 / math.sqrt(head_dim) if scale is None else _scale(scale)
+    factor = 1.0 / math.sqrt(head_dim) if scale is None else as_number("scale", scale)
     threads = resolve_num_threads(num_threads)
     return kv_lengths, leading, sizes, factor, alignment, threads
 
@@ -269,18 +270,6 @@ def _lengths(kv_lengths: npt.ArrayLike, leading: tuple[int, ...], kv_len: int) -
         wrong = lengths.min() if lengths.min() < 0 else lengths.max()
         raise ValueError(f"kv_lengths holds {wrong}; it must be between 0 and kv_len={kv_len}")
     return np.array(lengths.reshape(batch), np.int64)  # a copy: what was checked is what the kernels read
-
-
-def _scale(scale: object) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, int | float | np.integer | np.floating):
-        raise TypeError(f"scale={scale!r} must be a number")
-    try:
-        number = float(scale)
-    except OverflowError:  # an integer of hundreds of digits
-        number = math.inf
-    if not abs(number) <= float(np.finfo(np.float32).max):
-        raise ValueError(f"scale={scale} must be finite in float32")
-    return number
 
 
 # ---- the output ----
