@@ -138,7 +138,8 @@ int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, i
     if (blocks == 0 || panels == 0) return SA_OK;
     num_threads = worthwhile_threads((double)l->rows * (double)l->depth * (double)l->width, num_threads);
     double panel = (double)LINEAR_ROWS * (double)kernels->panel_width * (double)(l->depth + 1);
-    ptrdiff_t wanted = 4 * num_threads > blocks ? (4 * num_threads + blocks - 1) / blocks : 1; /* tasks a block */
+    ptrdiff_t wanted = 16 * num_threads > blocks ? (16 * num_threads + blocks - 1) / blocks
+                                                 : 1; /* tasks a block: many, so that the threads end together */
     ptrdiff_t per_task = smaller((panels + wanted - 1) / wanted, 1 + (ptrdiff_t)(TASK_MULTIPLY_ADDS / panel));
     struct linear_job job = {kernels, l, panels, per_task, (panels + per_task - 1) / per_task};
     return sa_parallel_for(blocks * job.tasks_per_block, linear_task, &job, num_threads);
