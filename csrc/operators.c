@@ -14,6 +14,11 @@ static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b)
     return a < b ? a : b;
 }
 
+static ptrdiff_t task_count(ptrdiff_t n, ptrdiff_t per_task)
+{
+    return (n + per_task - 1) / per_task;
+}
+
 static int worthwhile_threads(double multiply_adds, int num_threads)
 {
     double worth = multiply_adds / WORTH_A_THREAD;
@@ -133,15 +138,14 @@ static int linear_task(void *context, ptrdiff_t index)
 
 int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, int num_threads)
 {
-    ptrdiff_t blocks = (l->rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
-    ptrdiff_t panels = (l->width + kernels->panel_width - 1) / kernels->panel_width;
+    ptrdiff_t blocks = task_count(l->rows, LINEAR_ROWS);
+    ptrdiff_t panels = task_count(l->width, kernels->panel_width);
     if (blocks == 0 || panels == 0) return SA_OK;
     num_threads = worthwhile_threads((double)l->rows * (double)l->depth * (double)l->width, num_threads);
     double panel = (double)LINEAR_ROWS * (double)kernels->panel_width * (double)(l->depth + 1);
-    ptrdiff_t wanted = 16 * num_threads > blocks ? (16 * num_threads + blocks - 1) / blocks
-                                                 : 1; /* tasks a block: many, so that the threads end together */
-    ptrdiff_t per_task = smaller((panels + wanted - 1) / wanted, 1 + (ptrdiff_t)(TASK_MULTIPLY_ADDS / panel));
-    struct linear_job job = {kernels, l, panels, per_task, (panels + per_task - 1) / per_task};
+    ptrdiff_t wanted = task_count(16 * num_threads, blocks); /* tasks a block: many, so that the threads end together */
+    ptrdiff_t per_task = smaller(task_count(panels, wanted), 1 + (ptrdiff_t)(TASK_MULTIPLY_ADDS / panel));
+    struct linear_job job = {kernels, l, panels, per_task, task_count(panels, per_task)};
     return sa_parallel_for(blocks * job.tasks_per_block, linear_task, &job, num_threads);
 }
 
@@ -157,11 +161,6 @@ struct rows_job {
     float *y;
     ptrdiff_t rows, width;
 };
-
-static ptrdiff_t task_count(ptrdiff_t n, ptrdiff_t per_task)
-{
-    return (n + per_task - 1) / per_task;
-}
 
 static int norm_task(void *context, ptrdiff_t index)
 {
