@@ -35,7 +35,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 2**
 
 def fresh_interpreter(code: str) -> float:
     """The number that the code prints."""
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-c", code]  # what is installed, not this directory
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
