@@ -8,7 +8,7 @@
  * maximum, the blocks of a span one chain of additions, and the spans are merged in order. A key that a lane does not
  * see changes nothing in that lane, not even a rounding; so padding, batch and neighbours cannot be seen in a result. */
 
-enum { SCORE_CHAIN = 128 }; /* products of a query and a key that are one chain of additions */
+enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain of additions */
 
 #include "lanes.inc.h"
 #include "mask.inc.h"
@@ -35,12 +35,10 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
     struct panel scores = {b->scores, p->width};
     struct ahead ahead[2] = {rows_ahead(t->key + (b->first + 2 * MAX_TILE_ROWS) * a->key.row, &a->key, a->head_dim),
                              rows_ahead(t->value + b->first * a->value.row, &a->value, a->value_dim)};
-    if (!b->ranged && b->biased == NOT_BIASED && a->head_dim <= SCORE_CHAIN) {
-        multiply_max(p->nv, b->last - b->first, a->head_dim, keys, p->query, p->width, scores, b->max, ahead);
-    } else {
-        multiply_long(p->nv, b->last - b->first, a->head_dim, SCORE_CHAIN, keys, p->query, p->width, scores, ahead);
-        mask_scores(p, b, a->bias.data ? scaling.units : 1.0f);
-    }
+    int dense = !b->ranged && b->biased == NOT_BIASED;
+    multiply_long(p->nv, b->last - b->first, a->head_dim, SCORE_CHAIN, keys, p->query, p->width, scores,
+                  dense ? b->max : NULL, ahead);
+    if (!dense) mask_scores(p, b, a->bias.data ? scaling.units : 1.0f);
     return 1;
 }
 
@@ -50,24 +48,28 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
 INLINE void softmax_nv(const int nv, ptrdiff_t keys, float c, float *scores, const float *block_max, struct state *s,
                        float *rescale)
 {
-    vfloat max[MAX_NV], sum[MAX_NV], factor = vsplat(c);
+    vfloat max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(c);
     for (int v = 0; v < nv; ++v) {
         vfloat old = vload(s->max + v * LANES), new = vmax(vload(block_max + v * LANES), old);
         vstore(s->max + v * LANES, new);
         max[v] = vselect(new == vsplat(-INFINITY), vsplat(0.0f), new); /* -inf - -inf would be NaN */
         vstore(rescale + v * LANES, vexp2((old - max[v]) * factor));
-        sum[v] = vsplat(0.0f);
+        sum[v] = other[v] = vsplat(0.0f);
     }
-    for (ptrdiff_t k = 0; k < keys; ++k)
+    /* Two sums, of every other key: half the rounding errors' growth. Which of the two is first makes no difference. */
+    for (ptrdiff_t k = 0; k < keys; ++k) {
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v) {
             float *score = scores + k * nv * LANES + v * LANES;
             vfloat weight = vexp2((vload(score) - max[v]) * factor);
             vstore(score, weight);
-            sum[v] += weight;
+            vfloat swap = sum[v] + weight;
+            sum[v] = other[v];
+            other[v] = swap;
         }
+    }
     for (int v = 0; v < nv; ++v)
-        vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), sum[v]));
+        vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), sum[v] + other[v]));
 }
 
 static void softmax(int nv, ptrdiff_t keys, float c, float *scores, const float *block_max, struct state *s,

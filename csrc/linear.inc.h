@@ -88,7 +88,7 @@ static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
             ptrdiff_t last = smaller(row + ROW_CHUNK, row1);
             struct operand x = {(const char *)(l->x + row * l->x_stride), l->x_stride * (ptrdiff_t)sizeof(float),
                                 sizeof(float)};
-            multiply_long(nv, last - row, l->depth, LINEAR_CHAIN, x, packed, nv * LANES, c, NULL);
+            multiply_long(nv, last - row, l->depth, LINEAR_CHAIN, x, packed, nv * LANES, c, NULL, NULL);
             finish(l, row, last, column, columns, c);
         }
     }

@@ -51,8 +51,8 @@ INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct 
 }
 
 /* What happens to the sums: they become C, are added to C, are added to C times a factor for each lane; or they become
- * C and raise the running maximum of each lane. */
-enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_MAX };
+ * C, or are added to C, and raise the running maximum of each lane. */
+enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_MAX, TILE_ADD_MAX };
 
 INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdiff_t depth, struct operand a,
                  const float *b, ptrdiff_t b_stride, struct panel c, vfloat lane[MAX_NV])
@@ -69,10 +69,10 @@ INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdif
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v) {
             float *at = c.data + i * c.stride + v * LANES;
-            if (mode == TILE_ADD) sum[i][v] += vload(at);
+            if (mode == TILE_ADD || mode == TILE_ADD_MAX) sum[i][v] += vload(at);
             if (mode == TILE_RESCALE) sum[i][v] = vfma(vload(at), lane[v], sum[i][v]);
             vstore(at, sum[i][v]);
-            if (mode == TILE_MAX) lane[v] = vmax(sum[i][v], lane[v]);
+            if (mode == TILE_MAX || mode == TILE_ADD_MAX) lane[v] = vmax(sum[i][v], lane[v]);
         }
 }
 
@@ -116,12 +116,12 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
     if (rows >= 2) SA_TILES(2)
     if (rows >= 1) SA_TILES(1)
 #undef SA_TILES
-    if (mode == TILE_MAX)
+    if (mode == TILE_MAX || mode == TILE_ADD_MAX)
         for (int v = 0; v < nv; ++v)
             vstore(lanes + v * LANES, lane[v]);
 }
 
-/* For nv = 1 .. MAX_NV vectors. TILE_RESCALE reads `lanes`, TILE_MAX writes the maximum of each lane there. */
+/* For nv = 1 .. MAX_NV vectors. TILE_RESCALE reads `lanes`, the MAX modes write the maximum of each lane there. */
 #define SA_MULTIPLY(name, mode)                                                                                        \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const float *b, ptrdiff_t b_stride,    \
                      struct panel c, float *lanes, const struct ahead ahead[2])                                        \
@@ -139,16 +139,23 @@ SA_MULTIPLY(multiply_store, TILE_STORE)
 SA_MULTIPLY(multiply_add, TILE_ADD)
 SA_MULTIPLY(multiply_rescale, TILE_RESCALE)
 SA_MULTIPLY(multiply_max, TILE_MAX)
+SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
 #undef SA_MULTIPLY
 
-/* C = A * B over a depth of any length: chains of `chain` terms, added in order. */
+/* C = A * B over a depth of any length: chains of `chain` terms, added in order. With `max`, also each lane's maximum. */
 static void multiply_long(int nv, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a, const float *b,
-                          ptrdiff_t b_stride, struct panel c, const struct ahead ahead[2])
+                          ptrdiff_t b_stride, struct panel c, float *max, const struct ahead ahead[2])
 {
-    multiply_store(nv, rows, depth < chain ? depth : chain, a, b, b_stride, c, NULL, ahead);
-    for (ptrdiff_t p = chain; p < depth; p += chain) {
+    if (max && depth <= chain)
+        multiply_max(nv, rows, depth, a, b, b_stride, c, max, ahead);
+    else
+        multiply_store(nv, rows, depth < chain ? depth : chain, a, b, b_stride, c, NULL, ahead);
+    for (ptrdiff_t left = depth - chain; left > 0; left -= chain) {
         a.data += chain * a.col;
         b += chain * b_stride;
-        multiply_add(nv, rows, depth - p < chain ? depth - p : chain, a, b, b_stride, c, NULL, NULL);
+        if (max && left <= chain)
+            multiply_add_max(nv, rows, left, a, b, b_stride, c, max, NULL);
+        else
+            multiply_add(nv, rows, left < chain ? left : chain, a, b, b_stride, c, NULL, NULL);
     }
 }
