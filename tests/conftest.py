@@ -1,5 +1,6 @@
 """Fixtures every test file shares."""
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,6 +8,10 @@ import pytest
 
 import selfattn
 from selfattn import _kernels
+
+# A shell starts jobs in the background with SIGINT ignored, and children inherit that: no Ctrl-C to test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
