@@ -95,8 +95,7 @@ static void add_values(const struct sa_attention *a, const struct sa_tile *t, st
     struct operand values = {t->value + b->first * a->value.row, a->value.col, a->value.row};
     struct panel outputs = {p->span.outputs, p->width};
     if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, keys))
-        add_visible_values(p, b, values, a->value_dim, outputs,
-                           rescale); /* 0 * NaN must not reach a lane that does not see it */
+        add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach other lanes */
     else if (p->span.empty)
         multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, NULL);
     else

@@ -3,23 +3,27 @@
  * A block of mask and bias becomes one panel of floats, keys x lanes: the bias, and -inf where the mask is False.
  * A masked key contributes nothing: its score becomes -inf and its weight exactly 0, whatever key and value hold. */
 
-/* row[k] = bias of key k, or 0 without bias; -inf where the mask is False. Notes whether some were. */
-static void expand_row(const char *mask, ptrdiff_t mask_col, const char *bias, ptrdiff_t bias_col, ptrdiff_t n,
-                       float *row, int *some_masked, int *some_visible)
+/* out[k] = bias of key first + k for one row of the tile, or 0 without bias; -inf where the mask is False. Notes whether
+ * some were. */
+static void expand_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row, ptrdiff_t first,
+                       ptrdiff_t n, float *out, int *some_masked, int *some_visible)
 {
+    ptrdiff_t group = a->num_heads / a->num_kv_heads, query = row / group, head = row % group;
+    const char *mask = t->mask ? t->mask + query * a->mask.row + head * a->mask.head + first * a->mask.col : NULL;
+    const char *bias = t->bias ? t->bias + query * a->bias.row + head * a->bias.head + first * a->bias.col : NULL;
     for (ptrdiff_t k = 0; k < n; ++k)
-        row[k] = bias ? *(const scalar_any *)(bias + k * bias_col) : 0.0f;
-    if (mask && mask_col == 1) {
+        out[k] = bias ? *(const scalar_any *)(bias + k * a->bias.col) : 0.0f;
+    if (mask && a->mask.col == 1) {
         for (ptrdiff_t k = 0; k < n; ++k)
-            row[k] = mask[k] ? row[k] : -INFINITY;
+            out[k] = mask[k] ? out[k] : -INFINITY;
     } else if (mask) {
         for (ptrdiff_t k = 0; k < n; ++k)
-            row[k] = mask[k * mask_col] ? row[k] : -INFINITY;
+            out[k] = mask[k * a->mask.col] ? out[k] : -INFINITY;
     }
     int masked = 0, visible = 0;
     for (ptrdiff_t k = 0; k < n; ++k) {
-        masked |= row[k] == -INFINITY;
-        visible |= row[k] != -INFINITY;
+        masked |= out[k] == -INFINITY;
+        visible |= out[k] != -INFINITY;
     }
     *some_masked |= masked;
     *some_visible |= visible;
@@ -30,13 +34,8 @@ static void expand_lanes(const struct sa_attention *a, const struct sa_tile *t, 
                          ptrdiff_t first, ptrdiff_t n, float *panel, ptrdiff_t width, int *masked, int *visible)
 {
     float expanded[LANES][SA_KEY_BLOCK] = {{0}};
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    for (ptrdiff_t i = 0; i < rows; ++i) {
-        ptrdiff_t query = (row0 + i) / group, head = (row0 + i) % group;
-        const char *mask = t->mask ? t->mask + query * a->mask.row + head * a->mask.head + first * a->mask.col : NULL;
-        const char *bias = t->bias ? t->bias + query * a->bias.row + head * a->bias.head + first * a->bias.col : NULL;
-        expand_row(mask, a->mask.col, bias, a->bias.col, n, expanded[i], masked, visible);
-    }
+    for (ptrdiff_t i = 0; i < rows; ++i)
+        expand_row(a, t, row0 + i, first, n, expanded[i], masked, visible);
     for (ptrdiff_t k = 0; k < n; k += LANES) {
         vfloat tile[LANES];
         for (int i = 0; i < LANES; ++i)
@@ -59,10 +58,7 @@ static enum biased load_shared_bias(const struct sa_attention *a, const struct s
 {
     float row[SA_KEY_BLOCK];
     int masked = 0, visible = 0;
-    ptrdiff_t group = a->num_heads / a->num_kv_heads, query = row0 / group, head = row0 % group;
-    const char *mask = t->mask ? t->mask + query * a->mask.row + head * a->mask.head + *first * a->mask.col : NULL;
-    const char *bias = t->bias ? t->bias + query * a->bias.row + head * a->bias.head + *first * a->bias.col : NULL;
-    expand_row(mask, a->mask.col, bias, a->bias.col, *last - *first, row, &masked, &visible);
+    expand_row(a, t, row0, *first, *last - *first, row, &masked, &visible);
     if (!visible) return ALL_MASKED;
     ptrdiff_t begin = 0, end = *last - *first;
     while (row[begin] == -INFINITY)
