@@ -1,4 +1,4 @@
-"""Builds the two compiled modules: the kernels (all of csrc) and the layer loop on top of them."""
+"""Builds the compiled modules: the kernels (all of csrc), the layer loop on top of them, and DLPack."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("_kernels", SOURCES), extension("_stack", [])],
+        [extension("_kernels", SOURCES), extension("_stack", []), extension("_arrays", [])],
         language_level=3,
         compiler_directives={"boundscheck": False, "wraparound": False, "freethreading_compatible": True},
         quiet=True,

@@ -10,47 +10,41 @@
 
 enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain of additions */
 
+#include "stage.inc.h"
 #include "lanes.inc.h"
 #include "mask.inc.h"
 
 /* ---- pass 1: the scores of the keys first .. last - 1 of a block ---- */
 
-/* A prefetch may point past the end of an array: it never faults. */
-static struct ahead rows_ahead(const char *data, const struct sa_array *array, ptrdiff_t width)
-{
-    struct ahead ahead = {data, array->row, array->col == (ptrdiff_t)sizeof(float) && data ? width * array->col : 0};
-    return ahead;
-}
-
 /* Returns 0 if no lane sees a key of the block that begins at key0. */
 static int score_block(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
                        struct scaling scaling, ptrdiff_t key0, struct block *b)
 {
-    b->first = larger(key0, p->min_first);
+    b->first = larger(key0, p->min_first / TERMS * TERMS); /* the same keys are always one step */
     b->last = smaller(key0 + SA_KEY_BLOCK, p->max_last);
     b->biased = load_bias(a, t, p->row0, p->rows, p->nv, &b->first, &b->last, b->bias);
     if (b->first >= b->last || b->biased == ALL_MASKED) return 0;
     b->ranged = b->first < p->max_first || b->last > p->min_last;
-    struct operand keys = {t->key + b->first * a->key.row, a->key.row, a->key.col};
+    struct operand keys = staged_rows(a, t, &b->keys, b->first, b->last);
     struct panel scores = {b->scores, p->width};
-    struct ahead ahead[2] = {rows_ahead(t->key + (b->first + 2 * MAX_TILE_ROWS) * a->key.row, &a->key, a->head_dim),
-                             rows_ahead(t->value + b->first * a->value.row, &a->value, a->value_dim)};
-    int dense = !b->ranged && b->biased == NOT_BIASED;
-    multiply_long(p->nv, b->last - b->first, a->head_dim, SCORE_CHAIN, keys, p->query, p->width, scores,
-                  dense ? b->max : NULL, ahead);
-    if (!dense) mask_scores(p, b, a->bias.data ? scaling.units : 1.0f);
+    struct ahead ahead[2] = {rows_ahead(a, &b->keys, b->first + 2 * MAX_TILE_ROWS),
+                             rows_ahead(a, &b->values, b->first)};
+    int done = !b->ranged && b->biased == NOT_BIASED && !scaling.natural;
+    multiply_long(p->nv, b->last - b->first, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, p->width, scores,
+                  done ? b->max : NULL, ahead);
+    if (!done) finish_scores(a, t, p, scaling, b);
     return 1;
 }
 
 /* ---- pass 2: the softmax, down the lanes ---- */
 
 /* The scores become weights relative to the new maximum; `rescale` receives what older weights are worth. */
-INLINE void softmax_nv(const int nv, ptrdiff_t keys, float c, float *scores, const float *block_max, struct state *s,
-                       float *rescale)
+INLINE void softmax_nv(const int nv, ptrdiff_t keys, real c, real *scores, const real *block_max, struct state *s,
+                       real *rescale)
 {
-    vfloat max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(c);
+    vreal max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(c);
     for (int v = 0; v < nv; ++v) {
-        vfloat old = vload(s->max + v * LANES), new = vmax(vload(block_max + v * LANES), old);
+        vreal old = vload(s->max + v * LANES), new = vmax(vload(block_max + v * LANES), old);
         vstore(s->max + v * LANES, new);
         max[v] = vselect(new == vsplat(-INFINITY), vsplat(0.0f), new); /* -inf - -inf would be NaN */
         vstore(rescale + v * LANES, vexp2((old - max[v]) * factor));
@@ -60,10 +54,10 @@ INLINE void softmax_nv(const int nv, ptrdiff_t keys, float c, float *scores, con
     for (ptrdiff_t k = 0; k < keys; ++k) {
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v) {
-            float *score = scores + k * nv * LANES + v * LANES;
-            vfloat weight = vexp2((vload(score) - max[v]) * factor);
+            real *score = scores + k * nv * LANES + v * LANES;
+            vreal weight = vexp2((vload(score) - max[v]) * factor);
             vstore(score, weight);
-            vfloat swap = sum[v] + weight;
+            vreal swap = sum[v] + weight;
             sum[v] = other[v];
             other[v] = swap;
         }
@@ -72,8 +66,7 @@ INLINE void softmax_nv(const int nv, ptrdiff_t keys, float c, float *scores, con
         vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), sum[v] + other[v]));
 }
 
-static void softmax(int nv, ptrdiff_t keys, float c, float *scores, const float *block_max, struct state *s,
-                    float *rescale)
+static void softmax(int nv, ptrdiff_t keys, real c, real *scores, const real *block_max, struct state *s, real *rescale)
 {
     if (nv == 1)
         softmax_nv(1, keys, c, scores, block_max, s, rescale);
@@ -87,12 +80,24 @@ static void softmax(int nv, ptrdiff_t keys, float c, float *scores, const float 
 
 /* ---- pass 3: the values ---- */
 
-/* outputs = outputs * rescale + this block's chain */
-static void add_values(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, const struct block *b,
-                       float *rescale)
+/* The weights of the keys of a step become one operand. */
+static void pair_weights(const struct lanes *p, struct block *b)
 {
     ptrdiff_t keys = b->last - b->first;
-    struct operand values = {t->value + b->first * a->value.row, a->value.col, a->value.row};
+    for (ptrdiff_t k = 0; k < keys; k += TERMS)
+        for (int i = 0; i < p->width; i += LANES) {
+            const real *first = b->scores + k * p->width + i;
+            vreal second = k + 1 < keys ? vload(first + p->width) : vsplat(0.0f);
+            vstore(b->scores + k / TERMS * p->width + i, vpair(vload(first), second));
+        }
+}
+
+/* outputs = outputs * rescale + this block's chain */
+static void add_values(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct block *b,
+                       real *rescale)
+{
+    ptrdiff_t keys = steps(b->last - b->first);
+    struct operand rows = staged_rows(a, t, &b->values, b->first, b->last), values = {rows.data, rows.col, rows.row};
     struct panel outputs = {p->span.outputs, p->width};
     if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, keys))
         add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach other lanes */
@@ -116,15 +121,16 @@ static void begin_state(const struct lanes *p, struct state *s)
 static void attend_block(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct scaling scaling,
                          ptrdiff_t key0, struct block *b)
 {
-    float rescale[PANEL_LANES];
+    real rescale[PANEL_LANES];
     if (!score_block(a, t, p, scaling, key0, b)) return;
     softmax(p->nv, b->last - b->first, scaling.c, b->scores, b->max, &p->span, rescale);
+    if (TERMS == 2) pair_weights(p, b);
     if (p->span.outputs) add_values(a, t, p, b, rescale);
     p->span.empty = 0;
 }
 
 /* total = total + span, both rescaled to the larger maximum; the first span with a key is taken as it is. */
-static void merge_span(struct lanes *p, ptrdiff_t value_dim, float c)
+static void merge_span(struct lanes *p, ptrdiff_t value_dim, real c)
 {
     struct state *total = &p->total, *span = &p->span;
     if (span->empty) return;
@@ -135,49 +141,68 @@ static void merge_span(struct lanes *p, ptrdiff_t value_dim, float c)
         return;
     }
     for (int v = 0; v < p->nv; ++v) {
-        vfloat old = vload(total->max + v * LANES), add = vload(span->max + v * LANES), max = vmax(add, old);
-        vfloat base = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
-        vfloat old_factor = vexp2((old - base) * vsplat(c)), add_factor = vexp2((add - base) * vsplat(c));
+        vreal old = vload(total->max + v * LANES), add = vload(span->max + v * LANES), max = vmax(add, old);
+        vreal base = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
+        vreal old_factor = vexp2((old - base) * vsplat(c)), add_factor = vexp2((add - base) * vsplat(c));
         vstore(total->max + v * LANES, max);
-        vfloat sum = vload(total->sum + v * LANES) * old_factor;
+        vreal sum = vload(total->sum + v * LANES) * old_factor;
         vstore(total->sum + v * LANES, vfma(vload(span->sum + v * LANES), add_factor, sum));
         for (ptrdiff_t d = 0; total->outputs && d < value_dim; ++d) {
-            float *o = total->outputs + d * p->width + v * LANES;
-            const float *s = span->outputs + d * p->width + v * LANES;
+            real *o = total->outputs + d * p->width + v * LANES;
+            const real *s = span->outputs + d * p->width + v * LANES;
             vstore(o, vfma(vload(s), add_factor, vload(o) * old_factor));
         }
     }
 }
 
-enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, APART = 16 /* floats between buffers: not 4096 bytes apart */ };
+enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, APART = 64 / (int)sizeof(real) /* between buffers: not 4096 bytes */ };
 
-static size_t panel_floats(ptrdiff_t dim)
+static size_t panel_numbers(ptrdiff_t dim)
 {
     return (size_t)dim * PANEL_LANES + APART;
 }
 
 static size_t attention_workspace(const struct sa_attention *a)
 {
-    size_t floats = 2 * panel_floats(SA_KEY_BLOCK);
-    floats += MAX_PANELS * (panel_floats(a->head_dim) + 2 * panel_floats(a->value_dim));
-    return floats * sizeof(float);
+    size_t numbers = 2 * panel_numbers(SA_KEY_BLOCK);
+    numbers += MAX_PANELS * (panel_numbers(a->head_dim) + 2 * panel_numbers(a->value_dim));
+    if (needs_staging(a)) numbers += SA_KEY_BLOCK * (size_t)(a->head_dim + a->value_dim) + 2 * APART;
+    return numbers * sizeof(real);
+}
+
+/* Lays the block's buffers out in the workspace; returns what follows them. */
+static real *set_block(const struct sa_attention *a, const struct sa_tile *t, real *memory, struct block *b)
+{
+    b->scores = memory;
+    b->bias = memory += panel_numbers(SA_KEY_BLOCK);
+    memory += panel_numbers(SA_KEY_BLOCK);
+    b->keys = (struct staged){&a->key, t->key, t->key_scale, a->key_scale.row, a->head_dim, 1, NULL, 0, 0, 0};
+    b->values =
+        (struct staged){&a->value, t->value, t->value_scale, a->value_scale.row, a->value_dim, TERMS, NULL, 0, 0, 0};
+    if (needs_staging(a)) {
+        b->keys.room = memory;
+        b->values.room = memory += SA_KEY_BLOCK * a->head_dim + APART;
+        memory += SA_KEY_BLOCK * a->value_dim + APART;
+    }
+    return memory;
 }
 
 /* The queries are wanted at once, all at a time; the outputs' lines will be written when the last key is done. */
 static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
 {
-    if (a->query.col == (ptrdiff_t)sizeof(float))
+    ptrdiff_t line = 64 / size_of(a->dtype);
+    if (a->query.col == size_of(a->dtype))
         for (ptrdiff_t i = 0; i < t->rows; ++i)
-            for (ptrdiff_t d = 0; d < a->head_dim; d += 16)
+            for (ptrdiff_t d = 0; d < a->head_dim; d += line)
                 __builtin_prefetch(query_row(a, t, t->row0 + i) + d * a->query.col, 0, 3);
-    if (a->out.col == (ptrdiff_t)sizeof(float))
+    if (a->out.col == size_of(a->dtype))
         for (ptrdiff_t i = 0; i < t->rows; ++i)
-            for (ptrdiff_t d = 0; d < a->value_dim; d += 16)
+            for (ptrdiff_t d = 0; d < a->value_dim; d += line)
                 __builtin_prefetch(out_row(a, t, t->row0 + i) + d * a->out.col, 1, 2);
 }
 
-/* Splits the rows of a tile into panels; returns how many. `outputs`: whether there are values to add. */
-static int set_panels(const struct sa_attention *a, const struct sa_tile *t, float *memory, int outputs, float scale,
+/* Splits the rows of a tile into panels; returns how many. */
+static int set_panels(const struct sa_attention *a, const struct sa_tile *t, real *memory, real scale,
                       struct lanes panels[MAX_PANELS])
 {
     int count = 0;
@@ -189,10 +214,10 @@ static int set_panels(const struct sa_attention *a, const struct sa_tile *t, flo
         p->nv = (int)((p->rows + LANES - 1) / LANES);
         p->width = p->nv * LANES;
         p->query = memory;
-        memory += panel_floats(a->head_dim);
-        p->span.outputs = outputs ? memory : NULL;
-        p->total.outputs = outputs ? memory + panel_floats(a->value_dim) : NULL;
-        memory += 2 * panel_floats(a->value_dim);
+        memory += panel_numbers(a->head_dim);
+        p->span.outputs = t->value ? memory : NULL;
+        p->total.outputs = t->value ? memory + panel_numbers(a->value_dim) : NULL;
+        memory += 2 * panel_numbers(a->value_dim);
         begin_state(p, &p->total);
         set_ranges(a, t, p);
         load_queries(a, t, p, scale);
@@ -200,42 +225,61 @@ static int set_panels(const struct sa_attention *a, const struct sa_tile *t, flo
     return count;
 }
 
+/* The keys that the panels may see, together. */
+static void all_keys(const struct lanes *panels, int count, ptrdiff_t *first, ptrdiff_t *last)
+{
+    *first = panels[0].min_first;
+    *last = panels[0].max_last;
+    for (int i = 1; i < count; ++i) {
+        *first = smaller(*first, panels[i].min_first);
+        *last = larger(*last, panels[i].max_last);
+    }
+}
+
+static void begin_block(struct block *b, ptrdiff_t first, ptrdiff_t last)
+{
+    b->keys.first = b->values.first = first / TERMS * TERMS;
+    b->keys.last = b->values.last = last;
+    b->keys.done = b->values.done = 0;
+}
+
 /* All blocks of all spans for the panels of a tile. */
 static int attend(const struct sa_attention *a, const struct sa_tile *t, struct scaling scaling, struct lanes *panels,
                   int count, struct block *b)
 {
-    ptrdiff_t first = panels[0].min_first, last = panels[0].max_last;
-    for (int i = 1; i < count; ++i) {
-        first = smaller(first, panels[i].min_first);
-        last = larger(last, panels[i].max_last);
-    }
+    ptrdiff_t first, last;
+    all_keys(panels, count, &first, &last);
     for (ptrdiff_t span = first / SA_KEY_SPAN * SA_KEY_SPAN; span < last; span += SA_KEY_SPAN) {
         int status = sa_checkpoint();
         if (status) return status;
         for (int i = 0; i < count; ++i)
             begin_state(&panels[i], &panels[i].span);
         ptrdiff_t end = smaller(span + SA_KEY_SPAN, last);
-        for (ptrdiff_t key = larger(span, first / SA_KEY_BLOCK * SA_KEY_BLOCK); key < end; key += SA_KEY_BLOCK)
+        for (ptrdiff_t key = larger(span, first / SA_KEY_BLOCK * SA_KEY_BLOCK); key < end; key += SA_KEY_BLOCK) {
+            begin_block(b, larger(key, first), smaller(key + SA_KEY_BLOCK, last));
             for (int i = 0; i < count; ++i)
                 attend_block(a, t, &panels[i], scaling, key, b);
+        }
         for (int i = 0; i < count; ++i)
             merge_span(&panels[i], a->value_dim, scaling.c);
     }
+    for (int i = 0; i < count; ++i)
+        close_total(a, t, &panels[i], scaling);
     return SA_OK;
 }
 
 static int attention(const struct sa_attention *a, const struct sa_tile *t, void *workspace)
 {
     struct lanes panels[MAX_PANELS];
-    struct block b = {.scores = workspace, .bias = (float *)workspace + panel_floats(SA_KEY_BLOCK)};
+    struct block b;
     struct scaling scaling = scaling_of(a);
-    int count = set_panels(a, t, b.bias + panel_floats(SA_KEY_BLOCK), 1, scaling.query, panels);
+    int count = set_panels(a, t, set_block(a, t, workspace, &b), scaling.query, panels);
     int status = attend(a, t, scaling, panels, count, &b);
     for (int i = 0; i < count && !status; ++i) {
         if (panels[i].total.empty)
-            memset(panels[i].total.outputs, 0, (size_t)a->value_dim * (size_t)panels[i].width * sizeof(float));
+            memset(panels[i].total.outputs, 0, (size_t)a->value_dim * (size_t)panels[i].width * sizeof(real));
         store_outputs(a, t, &panels[i]);
-        if (t->lse) store_lse(a, t, &panels[i], scaling.units);
+        if (t->lse) store_lse(a, t, &panels[i], scaling);
     }
     return status;
 }

@@ -18,57 +18,84 @@ enum {
     SA_KEY_SPAN = 12 * SA_KEY_BLOCK, /* ... and one chain of additions: functions of nothing but the key's index */
 };
 
+/* What the numbers in memory are. Arithmetic is float32, or float64 where the queries are; int8 comes with scales. */
+enum sa_dtype { SA_FLOAT32 = 0, SA_FLOAT64, SA_FLOAT16, SA_BFLOAT16, SA_INT8 };
+
 /* An array as it lies in memory: a base address and byte strides. data is NULL for an argument not given. */
 struct sa_array {
     char *data;
-    ptrdiff_t leading[SA_MAX_LEADING];
+    ptrdiff_t leading[SA_MAX_LEADING]; /* of pages: from page to page, in leading[0] */
     ptrdiff_t head, row, col;
 };
 
-/* Query i sees every key, the keys j <= i, or j <= i + kv_len - q_len. */
+/* Query i, at position i or i + keys - q_len, sees every key, or the keys up to its position. */
 enum sa_causal { SA_NOT_CAUSAL = 0, SA_CAUSAL_TOP_LEFT, SA_CAUSAL_BOTTOM_RIGHT };
 
+/* How far from its position a query sees keys on one side, itself included. */
+struct sa_side {
+    int bounded;
+    ptrdiff_t size;
+};
+
 /* One call of the attention operator. Arrays are (leading..., head, row, col): query and out rows are queries, key and
- * value rows are keys; mask and bias are (..., head, query, key); lse has no column.
- * Dense: every item has q_len queries and kv_len keys (cu_seqlens_* NULL). Packed: item i has the rows
- * cu_seqlens_q[i] .. cu_seqlens_q[i + 1] - 1 of query and out, and those of cu_seqlens_kv of key and value. */
+ * value rows are keys; mask and bias are (..., head, query, key); lse and the scales have no column.
+ * Dense: every item has q_len queries and kv_len keys. Packed (cu_seqlens_* given): item i has the rows
+ * cu_seqlens_q[i] .. cu_seqlens_q[i + 1] - 1 of query, out, mask and bias, and those of cu_seqlens_kv of key and value.
+ * Paged (block_table given): key and value are (page, head, row, col); key j of item i is row j % page_size of page
+ * block_table[i * table_width + j / page_size]. */
 struct sa_attention {
     struct sa_array query, key, value, out, mask, bias, lse;
+    struct sa_array key_scale, value_scale;    /* float32, what int8 keys and values are multiplied by */
+    enum sa_dtype dtype, kv_dtype, bias_dtype; /* of query and out; of key and value; lse is float32, or float64 */
     int num_leading;
     ptrdiff_t leading_shape[SA_MAX_LEADING];
     ptrdiff_t items; /* product of leading_shape, or the number of packed sequences */
     ptrdiff_t num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim;
     const int64_t *cu_seqlens_q, *cu_seqlens_kv;
+    const int64_t *block_table;
+    ptrdiff_t table_width, page_size;
     const int64_t *kv_lengths; /* NULL, or valid keys of item i at kv_lengths[i / items_per_length] */
     ptrdiff_t items_per_length;
-    float scale;
+    const int64_t *positions; /* NULL, or (q_len,): where the queries stand among the keys */
     enum sa_causal causal;
+    struct sa_side left, right;         /* the window */
+    double scale, softcap;              /* softcap: 0 for none */
+    int bfloat16;                       /* products in bfloat16, where this processor has an instruction for it */
+    const double *alibi_slopes, *sinks; /* NULL, or (num_heads,) */
 };
+
+/* What a call is for: the weighted values, with or without lse; the weights (out is (..., head, query, key)); what is to
+ * be known of each row (in the place of lse, (..., head, query, 2), contiguous) for the weights' sums over the queries
+ * (out is float64 (..., head, key), contiguous). Only the first has values. */
+enum sa_result { SA_ATTENTION = 0, SA_WEIGHTS, SA_ROW_STATISTICS, SA_COLUMN_SUMS };
 
 /* What one task computes: rows row0 .. row0 + rows - 1 of one item's key/value head. Row r is query r / group of head
  * r % group of the group: grouped heads lie side by side in the lanes and share every load of a key. */
 struct sa_tile {
-    const char *query, *key, *value, *mask, *bias; /* of the item and the (first) head */
+    const char *query, *key, *value, *mask, *bias, *key_scale, *value_scale; /* of the item and the (first) head */
     char *out, *lse;
-    ptrdiff_t q_len, kv_len, valid_keys; /* valid_keys <= kv_len */
+    const int64_t *pages;               /* of the item, or NULL */
+    const double *alibi_slopes, *sinks; /* of the first head, or NULL */
+    ptrdiff_t q_len, valid_keys;        /* no key from valid_keys on is seen */
+    ptrdiff_t position0;                /* of query 0 among the keys */
     ptrdiff_t row0, rows;
 };
 
 enum sa_activation { SA_IDENTITY = 0, SA_GELU, SA_GELU_TANH, SA_RELU, SA_SILU };
 
-/* y = act(x W + b) + residual on packed weights. x rows: any byte stride, contiguous floats; y and residual likewise. */
+/* y = act(x W + b) + residual on packed weights. Numbers are float32, or float64 for the float64 kernels. */
 struct sa_linear {
-    const float *x, *packed, *bias, *residual; /* bias, residual: NULL if none */
-    float *y;
-    ptrdiff_t x_stride, y_stride, residual_stride; /* floats */
+    const void *x, *packed, *bias, *residual; /* bias, residual: NULL if none */
+    void *y;
+    ptrdiff_t x_stride, y_stride, residual_stride; /* numbers from row to row */
     ptrdiff_t rows, depth, width;
     enum sa_activation activation;
 };
 
-/* Rows of floats, normalised: kind 0 LayerNorm, 1 RMSNorm. */
+/* Rows, normalised: LayerNorm, or RMSNorm. */
 struct sa_norm {
-    const float *x, *weight, *bias; /* bias: NULL if none */
-    float *y;                       /* may be x */
+    const void *x, *weight, *bias; /* bias: NULL if none */
+    void *y;                       /* may be x */
     ptrdiff_t rows, width;
     double eps;
     int rms;
@@ -76,37 +103,45 @@ struct sa_norm {
 
 struct sa_kernels {
     const char *isa;
-    int lanes;              /* float32 values per vector */
-    ptrdiff_t panel_width;  /* columns of one packed panel of weights */
-    int (*runs_here)(void); /* do this CPU and its operating system support it? */
+    int lanes;                        /* numbers per vector */
+    int number_bytes;                 /* 4, or 8 for the float64 kernels */
+    ptrdiff_t panel_width;            /* columns of one packed panel of weights */
+    int (*runs_here)(void);           /* do this CPU and its operating system support it? */
+    const struct sa_kernels *float64; /* the same in float64 */
+    const struct sa_kernels
+        *bfloat16; /* attention with products in bfloat16; NULL where there is no instruction for it */
 
     size_t (*attention_workspace)(const struct sa_attention *);
     int (*attention)(const struct sa_attention *, const struct sa_tile *, void *workspace);
     int (*attention_weights)(const struct sa_attention *, const struct sa_tile *, void *workspace);
+    int (*row_statistics)(const struct sa_attention *, const struct sa_tile *, void *workspace);
+    int (*column_sums)(const struct sa_attention *, const struct sa_tile *, ptrdiff_t first_key, void *workspace);
 
     void (*pack_weights)(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
-                         float *packed);
+                         void *packed);
     void (*linear)(const struct sa_linear *, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1);
     void (*norm)(const struct sa_norm *, ptrdiff_t row0, ptrdiff_t row1);
-    void (*activate)(enum sa_activation, float *x, ptrdiff_t n); /* in place */
-    void (*gate)(enum sa_activation, const float *gate_up, ptrdiff_t rows, ptrdiff_t width, float *y);
+    void (*activate)(enum sa_activation, void *x, ptrdiff_t n); /* in place */
+    void (*gate)(enum sa_activation, const void *gate_up, ptrdiff_t rows, ptrdiff_t width, void *y);
 
     double (*peak_loop)(ptrdiff_t iterations);          /* multiply-adds only; returns the floating-point operations */
-    float (*read_loop)(const float *data, ptrdiff_t n); /* reads n floats */
+    double (*read_loop)(const void *data, ptrdiff_t n); /* reads n numbers */
 };
 
 extern const struct sa_kernels sa_kernels_baseline, sa_kernels_avx2, sa_kernels_avx512, sa_kernels_neon;
+extern const struct sa_kernels sa_kernels_baseline_float64, sa_kernels_avx2_float64, sa_kernels_avx512_float64,
+    sa_kernels_neon_float64, sa_kernels_avx512_bfloat16;
 
 const struct sa_kernels *sa_active(void);
 const struct sa_kernels *sa_available(int index); /* best first; NULL past the end */
 int sa_use(const char *isa);                      /* 0, or -1 if that instruction set cannot run here */
 
 /* The operators over all their tasks, on the pool's threads; each returns SA_OK or the pool's status. */
-int sa_attention_run(const struct sa_kernels *, const struct sa_attention *, int weights, int num_threads);
+int sa_attention_run(const struct sa_kernels *, const struct sa_attention *, enum sa_result, int num_threads);
 int sa_linear_run(const struct sa_kernels *, const struct sa_linear *, int num_threads);
 int sa_norm_run(const struct sa_kernels *, const struct sa_norm *, int num_threads);
-int sa_activate_run(const struct sa_kernels *, enum sa_activation, float *x, ptrdiff_t n, int num_threads);
-int sa_gate_run(const struct sa_kernels *, enum sa_activation, const float *gate_up, ptrdiff_t rows, ptrdiff_t width,
-                float *y, int num_threads);
+int sa_activate_run(const struct sa_kernels *, enum sa_activation, void *x, ptrdiff_t n, int num_threads);
+int sa_gate_run(const struct sa_kernels *, enum sa_activation, const void *gate_up, ptrdiff_t rows, ptrdiff_t width,
+                void *y, int num_threads);
 
 #endif

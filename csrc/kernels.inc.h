@@ -2,30 +2,51 @@
  * (Included as a template rather than written as macros, so that a debugger steps through it line by line.) */
 #include "vector.inc.h"
 #include "math.inc.h"
+#include "convert.inc.h"
 #include "tile.inc.h"
 #include "attention.inc.h"
 #include "weights.inc.h"
+#ifndef SA_BFLOAT16_KERNELS
 #include "activation.inc.h"
 #include "linear.inc.h"
 #include "norm.inc.h"
+#endif
 #include "probe.inc.h"
 
-#define SA_KERNELS_(isa_)                                                                                              \
-    const struct sa_kernels sa_kernels_##isa_ = {                                                                      \
-        .isa = #isa_,                                                                                                  \
-        .lanes = LANES,                                                                                                \
-        .panel_width = PANEL_LANES,                                                                                    \
-        .runs_here = runs_here,                                                                                        \
-        .attention_workspace = attention_workspace,                                                                    \
-        .attention = attention,                                                                                        \
-        .attention_weights = attention_weights,                                                                        \
-        .pack_weights = pack_weights,                                                                                  \
-        .linear = linear,                                                                                              \
-        .norm = norm,                                                                                                  \
-        .activate = activate,                                                                                          \
-        .gate = gate,                                                                                                  \
-        .peak_loop = peak_loop,                                                                                        \
-        .read_loop = read_loop,                                                                                        \
-    }
-#define SA_KERNELS(isa_) SA_KERNELS_(isa_)
-SA_KERNELS(SA_ISA);
+#define SA_TEXT_(name) #name
+#define SA_TEXT(name) SA_TEXT_(name)
+#define SA_JOIN_(a, b) sa_kernels_##a##b
+#define SA_JOIN(a, b) SA_JOIN_(a, b)
+#define SA_TABLE(variant) SA_JOIN(SA_ISA, variant)
+
+#ifdef SA_FLOAT64_KERNELS
+const struct sa_kernels SA_TABLE(_float64) = {
+#elif defined(SA_BFLOAT16_KERNELS)
+const struct sa_kernels SA_TABLE(_bfloat16) = {
+#else
+const struct sa_kernels SA_TABLE() = {
+    .float64 = &SA_TABLE(_float64),
+#if SA_VECTOR_BYTES == 64
+    .bfloat16 = &SA_TABLE(_bfloat16),
+#endif
+#endif
+    .isa = SA_TEXT(SA_ISA),
+    .lanes = LANES,
+    .number_bytes = sizeof(real),
+    .panel_width = PANEL_LANES,
+    .runs_here = runs_here,
+    .attention_workspace = attention_workspace,
+    .attention = attention,
+    .attention_weights = attention_weights,
+    .row_statistics = row_statistics,
+    .column_sums = column_sums,
+#ifndef SA_BFLOAT16_KERNELS
+    .pack_weights = pack_weights,
+    .linear = linear,
+    .norm = norm,
+    .activate = activate,
+    .gate = gate,
+#endif
+    .peak_loop = peak_loop,
+    .read_loop = read_loop,
+};

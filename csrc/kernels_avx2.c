@@ -6,10 +6,10 @@
 
 static int runs_here(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
 }
 
-SA_TARGET_BEGIN("avx2,fma")
+SA_TARGET_BEGIN("avx2,fma,f16c")
 #define SA_ISA avx2
 #define SA_VECTOR_BYTES 32
 #define SA_FMA 1

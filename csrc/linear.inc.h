@@ -10,21 +10,22 @@ INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
 }
 
 static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
-                         float *packed)
+                         void *packed)
 {
+    real *to = packed;
     for (ptrdiff_t panel = 0; panel * PANEL_LANES < width; ++panel) {
         int lanes = panel_vectors(width, panel) * LANES;
         for (ptrdiff_t p = 0; p < depth; ++p)
             for (int i = 0; i < lanes; ++i) {
                 ptrdiff_t column = panel * PANEL_LANES + i;
-                *packed++ = column < width ? *(const scalar_any *)(weight + p * row + column * col) : 0.0f;
+                *to++ = column < width ? *(const scalar_any *)(weight + p * row + column * col) : 0.0f;
             }
     }
 }
 
 /* What follows the sum, on one vector of a row: y = act(sum + bias) + residual. */
-INLINE vfloat finish_vector(const enum sa_activation activation, vfloat sum, const float *bias, const float *residual,
-                            ptrdiff_t lanes)
+INLINE vreal finish_vector(const enum sa_activation activation, vreal sum, const real *bias, const real *residual,
+                           ptrdiff_t lanes)
 {
     int whole = lanes == LANES;
     if (bias) sum += whole ? vload(bias) : vload_first(bias, lanes);
@@ -37,10 +38,10 @@ INLINE vfloat finish_vector(const enum sa_activation activation, vfloat sum, con
 INLINE void finish_rows(const enum sa_activation activation, const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1,
                         ptrdiff_t column, ptrdiff_t n, struct panel sums)
 {
-    const float *bias = l->bias ? l->bias + column : NULL;
+    const real *bias = l->bias ? (const real *)l->bias + column : NULL;
     for (ptrdiff_t row = row0; row < row1; ++row, sums.data += sums.stride) {
-        float *y = l->y + row * l->y_stride + column;
-        const float *residual = l->residual ? l->residual + row * l->residual_stride + column : NULL;
+        real *y = (real *)l->y + row * l->y_stride + column;
+        const real *residual = l->residual ? (const real *)l->residual + row * l->residual_stride + column : NULL;
         ptrdiff_t i = 0;
         for (; i + LANES <= n; i += LANES)
             vstore(y + i, finish_vector(activation, vload(sums.data + i), bias ? bias + i : NULL,
@@ -78,16 +79,16 @@ enum { ROW_CHUNK = 48 }; /* rows whose sums wait in scratch for what follows the
 
 static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1)
 {
-    float scratch[ROW_CHUNK * PANEL_LANES] __attribute__((aligned(64)));
+    real scratch[ROW_CHUNK * PANEL_LANES] __attribute__((aligned(64)));
     for (ptrdiff_t panel = panel0; panel < panel1; ++panel) {
         int nv = panel_vectors(l->width, panel);
-        const float *packed = l->packed + panel * PANEL_LANES * l->depth;
+        const real *packed = (const real *)l->packed + panel * PANEL_LANES * l->depth;
         ptrdiff_t column = panel * PANEL_LANES, columns = smaller(PANEL_LANES, l->width - column);
         struct panel c = {scratch, nv * LANES};
         for (ptrdiff_t row = row0; row < row1; row += ROW_CHUNK) {
             ptrdiff_t last = smaller(row + ROW_CHUNK, row1);
-            struct operand x = {(const char *)(l->x + row * l->x_stride), l->x_stride * (ptrdiff_t)sizeof(float),
-                                sizeof(float)};
+            struct operand x = {(const char *)((const real *)l->x + row * l->x_stride),
+                                l->x_stride * (ptrdiff_t)sizeof(real), sizeof(real)};
             multiply_long(nv, last - row, l->depth, LINEAR_CHAIN, x, packed, nv * LANES, c, NULL, NULL);
             finish(l, row, last, column, columns, c);
         }

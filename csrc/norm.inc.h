@@ -3,11 +3,12 @@
 
 enum { SUMS = 16, DOUBLES = SA_VECTOR_BYTES / (int)sizeof(double), SUM_VECTORS = SUMS / DOUBLES };
 
-typedef float vhalf __attribute__((vector_size(SA_VECTOR_BYTES / 2), aligned(4), may_alias));
+/* As many numbers as a vector has doubles. */
+typedef real vdoubles __attribute__((vector_size((size_t)DOUBLES * sizeof(real)), aligned(4), may_alias));
 
-INLINE vdouble widen(const float *x)
+INLINE vdouble widen(const real *x)
 {
-    return __builtin_convertvector(*(const vhalf *)x, vdouble);
+    return __builtin_convertvector(*(const vdoubles *)x, vdouble);
 }
 
 INLINE double tree(const vdouble sums[SUM_VECTORS])
@@ -21,7 +22,7 @@ INLINE double tree(const vdouble sums[SUM_VECTORS])
 }
 
 /* sum of (x - shift)^power, power 1 or 2 */
-INLINE double row_sum(const float *x, ptrdiff_t n, double shift, const int power)
+INLINE double row_sum(const real *x, ptrdiff_t n, double shift, const int power)
 {
     vdouble sums[SUM_VECTORS];
     for (int j = 0; j < SUM_VECTORS; ++j)
@@ -49,19 +50,19 @@ INLINE double row_sum(const float *x, ptrdiff_t n, double shift, const int power
 static void norm(const struct sa_norm *l, ptrdiff_t row0, ptrdiff_t row1)
 {
     for (ptrdiff_t row = row0; row < row1; ++row) {
-        const float *x = l->x + row * l->width;
-        float *y = l->y + row * l->width;
+        const real *x = (const real *)l->x + row * l->width, *weight = l->weight, *bias = l->bias;
+        real *y = (real *)l->y + row * l->width;
         double n = (double)l->width, mean = l->rms ? 0.0 : row_sum(x, l->width, 0.0, 1) / n;
         double scale = 1.0 / __builtin_sqrt(row_sum(x, l->width, mean, 2) / n + l->eps);
         ptrdiff_t i = 0;
         for (; i + DOUBLES <= l->width; i += DOUBLES) {
-            vdouble v = (widen(x + i) - mean) * scale * widen(l->weight + i);
-            if (l->bias) v += widen(l->bias + i);
-            *(vhalf *)(y + i) = __builtin_convertvector(v, vhalf);
+            vdouble v = (widen(x + i) - mean) * scale * widen(weight + i);
+            if (bias) v += widen(bias + i);
+            *(vdoubles *)(y + i) = __builtin_convertvector(v, vdoubles);
         }
         for (; i < l->width; ++i) {
-            double v = ((double)x[i] - mean) * scale * (double)l->weight[i];
-            y[i] = (float)(l->bias ? v + (double)l->bias[i] : v);
+            double v = ((double)x[i] - mean) * scale * (double)weight[i];
+            y[i] = (real)(bias ? v + (double)bias[i] : v);
         }
     }
 }

@@ -3,6 +3,8 @@
 #include "kernels.h"
 #include "pool.h"
 
+#include <stdlib.h>
+
 /* Work below this many multiply-adds (about 10 us) is not worth a second thread. */
 static const double WORTH_A_THREAD = 5e5;
 
@@ -30,7 +32,8 @@ static int worthwhile_threads(double multiply_adds, int num_threads)
 struct attention_job {
     const struct sa_kernels *kernels;
     const struct sa_attention *args;
-    ptrdiff_t tiles; /* of one head of one item */
+    ptrdiff_t tiles, spans;      /* of one head of one item */
+    const ptrdiff_t *first_task; /* packed: of item i, and the number of tasks in the end; otherwise NULL */
     size_t workspace;
     int (*compute)(const struct sa_attention *, const struct sa_tile *, void *);
 };
@@ -50,34 +53,62 @@ static char *item_head(const struct sa_attention *a, const struct sa_array *arra
     return array->data ? array->data + leading_offset(a, array, item) + head * array->head : NULL;
 }
 
+/* Packed: there are no leading dimensions, an item is a range of rows. Returns how many keys it has. */
+static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct sa_tile *t)
+{
+    ptrdiff_t query = (ptrdiff_t)a->cu_seqlens_q[item], key = (ptrdiff_t)a->cu_seqlens_kv[item];
+    t->q_len = (ptrdiff_t)a->cu_seqlens_q[item + 1] - query;
+    t->query += query * a->query.row;
+    if (t->out) t->out += query * a->out.row;
+    if (t->lse) t->lse += query * a->lse.row;
+    if (t->mask) t->mask += query * a->mask.row;
+    if (t->bias) t->bias += query * a->bias.row;
+    t->key += key * a->key.row;
+    if (t->value) t->value += key * a->value.row;
+    return (ptrdiff_t)a->cu_seqlens_kv[item + 1] - key;
+}
+
 static struct sa_tile tile_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t tile)
 {
     ptrdiff_t group = a->num_heads / a->num_kv_heads, head = kv_head * group;
+    ptrdiff_t rows_of = a->block_table ? 0 : item; /* pages belong to no item */
     struct sa_tile t = {
         .query = item_head(a, &a->query, item, head),
-        .key = item_head(a, &a->key, item, kv_head),
-        .value = item_head(a, &a->value, item, kv_head),
+        .key = item_head(a, &a->key, rows_of, kv_head),
+        .value = item_head(a, &a->value, rows_of, kv_head),
+        .key_scale = item_head(a, &a->key_scale, item, kv_head),
+        .value_scale = item_head(a, &a->value_scale, item, kv_head),
         .mask = item_head(a, &a->mask, item, head),
         .bias = item_head(a, &a->bias, item, head),
         .out = item_head(a, &a->out, item, head),
         .lse = item_head(a, &a->lse, item, head),
+        .pages = a->block_table ? a->block_table + item * a->table_width : NULL,
+        .alibi_slopes = a->alibi_slopes ? a->alibi_slopes + head : NULL,
+        .sinks = a->sinks ? a->sinks + head : NULL,
         .q_len = a->q_len,
-        .kv_len = a->kv_len,
         .row0 = tile * SA_TASK_ROWS,
     };
-    if (a->cu_seqlens_q) { /* packed: there are no leading dimensions, an item is a range of rows */
-        t.q_len = (ptrdiff_t)(a->cu_seqlens_q[item + 1] - a->cu_seqlens_q[item]);
-        t.kv_len = (ptrdiff_t)(a->cu_seqlens_kv[item + 1] - a->cu_seqlens_kv[item]);
-        t.query += a->cu_seqlens_q[item] * a->query.row;
-        t.out += a->cu_seqlens_q[item] * a->out.row;
-        t.lse += t.lse ? a->cu_seqlens_q[item] * a->lse.row : 0;
-        t.key += a->cu_seqlens_kv[item] * a->key.row;
-        t.value += a->cu_seqlens_kv[item] * a->value.row;
-    }
-    t.valid_keys = a->kv_lengths ? (ptrdiff_t)a->kv_lengths[item / a->items_per_length] : t.kv_len;
-    ptrdiff_t rows = t.q_len * group - t.row0;
-    t.rows = smaller(rows, SA_TASK_ROWS);
+    ptrdiff_t kv_len = a->cu_seqlens_q ? take_rows(a, item, &t) : a->kv_len;
+    t.valid_keys = a->kv_lengths ? (ptrdiff_t)a->kv_lengths[item / a->items_per_length] : kv_len;
+    /* The last query stands at the last key: of all, or of the valid ones where that is asked for by name. */
+    if (a->causal == SA_CAUSAL_BOTTOM_RIGHT || a->block_table) kv_len = t.valid_keys;
+    t.position0 = a->causal == SA_CAUSAL_TOP_LEFT ? 0 : kv_len - t.q_len;
+    t.rows = smaller(t.q_len * group - t.row0, SA_TASK_ROWS);
     return t;
+}
+
+/* The item whose tasks `index` is among. */
+static ptrdiff_t packed_item(const struct attention_job *job, ptrdiff_t index)
+{
+    ptrdiff_t low = 0, high = job->args->items; /* first_task[low] <= index < first_task[high] */
+    while (high - low > 1) {
+        ptrdiff_t middle = low + (high - low) / 2;
+        if (job->first_task[middle] <= index)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
 }
 
 /* Tasks go head by head, so that keys and values stay in the cache, and begin with a head's last tile: under a causal
@@ -86,34 +117,73 @@ static int attention_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;
     const struct sa_attention *a = job->args;
-    ptrdiff_t head = index / job->tiles, tile = job->tiles - 1 - index % job->tiles;
-    struct sa_tile t = tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tile);
-    if (t.rows <= 0) /* a packed sequence shorter than the longest */
-        return SA_OK;
+    ptrdiff_t tiles = job->tiles, item = index / (tiles * a->num_kv_heads), rest = index % (tiles * a->num_kv_heads);
+    if (job->first_task) {
+        item = packed_item(job, index);
+        rest = index - job->first_task[item];
+        tiles = (job->first_task[item + 1] - job->first_task[item]) / a->num_kv_heads;
+    }
+    struct sa_tile t = tile_of(a, item, rest / tiles, tiles - 1 - rest % tiles);
     void *workspace = sa_workspace(job->workspace);
     return workspace ? job->compute(a, &t, workspace) : SA_NO_MEMORY;
 }
 
-static ptrdiff_t longest(const int64_t *cu_seqlens, ptrdiff_t items)
+/* The columns of one span of keys: all the queries' rows, one tile after the other. */
+static int column_sums_task(void *context, ptrdiff_t index)
 {
-    ptrdiff_t most = 0;
-    for (ptrdiff_t i = 0; i < items; ++i)
-        if (cu_seqlens[i + 1] - cu_seqlens[i] > most) most = (ptrdiff_t)(cu_seqlens[i + 1] - cu_seqlens[i]);
-    return most;
+    const struct attention_job *job = context;
+    const struct sa_attention *a = job->args;
+    ptrdiff_t head = index / job->spans, span = index % job->spans;
+    void *workspace = sa_workspace(job->workspace);
+    int status = workspace ? SA_OK : SA_NO_MEMORY;
+    for (ptrdiff_t tile = 0; tile < job->tiles && !status; ++tile) {
+        struct sa_tile t = tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tile);
+        status = job->kernels->column_sums(a, &t, span * SA_KEY_SPAN, workspace);
+    }
+    return status;
 }
 
-int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention *a, int weights, int num_threads)
+/* Sequences differ in length, and so in the number of their tasks. `first_task` has room for items + 1. */
+static double plan_packed(const struct sa_attention *a, ptrdiff_t *first_task)
 {
     ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    ptrdiff_t q_len = a->cu_seqlens_q ? longest(a->cu_seqlens_q, a->items) : a->q_len;
-    ptrdiff_t kv_len = a->cu_seqlens_q ? longest(a->cu_seqlens_kv, a->items) : a->kv_len;
-    struct attention_job job = {kernels, a, (q_len * group + SA_TASK_ROWS - 1) / SA_TASK_ROWS,
-                                kernels->attention_workspace(a),
-                                weights ? kernels->attention_weights : kernels->attention};
-    double multiply_adds =
-        (double)a->items * (double)a->num_heads * (double)q_len * (double)kv_len * (double)(a->head_dim + a->value_dim);
-    return sa_parallel_for(job.tiles * a->items * a->num_kv_heads, attention_task, &job,
-                           worthwhile_threads(multiply_adds, num_threads));
+    double scores = 0.0;
+    first_task[0] = 0;
+    for (ptrdiff_t i = 0; i < a->items; ++i) {
+        ptrdiff_t q_len = (ptrdiff_t)(a->cu_seqlens_q[i + 1] - a->cu_seqlens_q[i]);
+        first_task[i + 1] = first_task[i] + task_count(q_len * group, SA_TASK_ROWS) * a->num_kv_heads;
+        scores += (double)q_len * (double)(a->cu_seqlens_kv[i + 1] - a->cu_seqlens_kv[i]);
+    }
+    return scores;
+}
+
+int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention *a, enum sa_result result,
+                     int num_threads)
+{
+    if (a->dtype == SA_FLOAT64) kernels = kernels->float64;
+    if (a->bfloat16 && kernels->bfloat16 && kernels->bfloat16->runs_here()) kernels = kernels->bfloat16;
+    ptrdiff_t *first_task = a->cu_seqlens_q ? malloc((size_t)(a->items + 1) * sizeof *first_task) : NULL;
+    if (a->cu_seqlens_q && !first_task) return SA_NO_MEMORY;
+    struct attention_job job = {
+        .kernels = kernels,
+        .args = a,
+        .tiles = task_count(a->q_len * (a->num_heads / a->num_kv_heads), SA_TASK_ROWS),
+        .spans = task_count(a->kv_len, SA_KEY_SPAN),
+        .first_task = first_task,
+        .workspace = kernels->attention_workspace(a),
+        .compute = result == SA_WEIGHTS          ? kernels->attention_weights
+                   : result == SA_ROW_STATISTICS ? kernels->row_statistics
+                                                 : kernels->attention,
+    };
+    sa_task task = result == SA_COLUMN_SUMS ? column_sums_task : attention_task;
+    double scores = (double)a->items * (double)a->q_len * (double)a->kv_len; /* of one head */
+    if (first_task) scores = plan_packed(a, first_task);
+    ptrdiff_t tasks = (result == SA_COLUMN_SUMS ? job.spans : job.tiles) * a->items * a->num_kv_heads;
+    if (first_task) tasks = first_task[a->items];
+    double multiply_adds = scores * (double)a->num_heads * (double)(a->head_dim + a->value_dim);
+    int status = sa_parallel_for(tasks, task, &job, worthwhile_threads(multiply_adds, num_threads));
+    free(first_task);
+    return status;
 }
 
 /* ---- linear layers ---- */
@@ -151,14 +221,14 @@ int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, i
 
 /* ---- row by row ---- */
 
-enum { ROWS_PER_TASK = 64, FLOATS_PER_TASK = 16384 };
+enum { ROWS_PER_TASK = 64, NUMBERS_PER_TASK = 16384 };
 
 struct rows_job {
     const struct sa_kernels *kernels;
     const struct sa_norm *norm;
     enum sa_activation activation;
-    const float *gate_up;
-    float *y;
+    const char *gate_up;
+    char *y;
     ptrdiff_t rows, width;
 };
 
@@ -180,30 +250,32 @@ int sa_norm_run(const struct sa_kernels *kernels, const struct sa_norm *n, int n
 static int activate_task(void *context, ptrdiff_t index)
 {
     const struct rows_job *job = context;
-    ptrdiff_t begin = index * FLOATS_PER_TASK, left = job->rows - begin;
-    job->kernels->activate(job->activation, job->y + begin, smaller(left, FLOATS_PER_TASK));
+    ptrdiff_t begin = index * NUMBERS_PER_TASK, left = job->rows - begin;
+    job->kernels->activate(job->activation, job->y + begin * job->kernels->number_bytes,
+                           smaller(left, NUMBERS_PER_TASK));
     return SA_OK;
 }
 
-int sa_activate_run(const struct sa_kernels *kernels, enum sa_activation activation, float *x, ptrdiff_t n,
+int sa_activate_run(const struct sa_kernels *kernels, enum sa_activation activation, void *x, ptrdiff_t n,
                     int num_threads)
 {
     struct rows_job job = {.kernels = kernels, .activation = activation, .y = x, .rows = n};
     num_threads = worthwhile_threads(16.0 * (double)n, num_threads);
-    return sa_parallel_for(task_count(n, FLOATS_PER_TASK), activate_task, &job, num_threads);
+    return sa_parallel_for(task_count(n, NUMBERS_PER_TASK), activate_task, &job, num_threads);
 }
 
 static int gate_task(void *context, ptrdiff_t index)
 {
     const struct rows_job *job = context;
     ptrdiff_t row0 = index * ROWS_PER_TASK, left = job->rows - row0;
-    job->kernels->gate(job->activation, job->gate_up + row0 * 2 * job->width, smaller(left, ROWS_PER_TASK), job->width,
-                       job->y + row0 * job->width);
+    ptrdiff_t row_bytes = job->width * job->kernels->number_bytes;
+    job->kernels->gate(job->activation, job->gate_up + row0 * 2 * row_bytes, smaller(left, ROWS_PER_TASK), job->width,
+                       job->y + row0 * row_bytes);
     return SA_OK;
 }
 
-int sa_gate_run(const struct sa_kernels *kernels, enum sa_activation activation, const float *gate_up, ptrdiff_t rows,
-                ptrdiff_t width, float *y, int num_threads)
+int sa_gate_run(const struct sa_kernels *kernels, enum sa_activation activation, const void *gate_up, ptrdiff_t rows,
+                ptrdiff_t width, void *y, int num_threads)
 {
     struct rows_job job = {
         .kernels = kernels, .activation = activation, .gate_up = gate_up, .y = y, .rows = rows, .width = width};

@@ -4,32 +4,33 @@
 static double peak_loop(ptrdiff_t iterations)
 {
     enum { CHAINS = 12 };
-    vfloat sum[CHAINS], a = vsplat(0.999f), b = vsplat(1e-6f);
+    vreal sum[CHAINS], a = vsplat(0.999f), b = vsplat(1e-6f);
     for (int i = 0; i < CHAINS; ++i)
-        sum[i] = vsplat((float)i);
+        sum[i] = vsplat((real)i);
     for (ptrdiff_t n = 0; n < iterations; ++n)
 #pragma GCC unroll 12
         for (int i = 0; i < CHAINS; ++i)
-            sum[i] = vfma(sum[i], a, b);
+            sum[i] = vterm(a, b, sum[i]);
     for (int i = 1; i < CHAINS; ++i)
         sum[0] += sum[i];
     if (sum[0][0] == 12345.0f) /* never; but the compiler must do the work to know */
         return 0.0;
-    return 2.0 * LANES * CHAINS * (double)iterations;
+    return 2.0 * TERMS * LANES * CHAINS * (double)iterations;
 }
 
-static float read_loop(const float *data, ptrdiff_t n)
+static double read_loop(const void *numbers, ptrdiff_t n)
 {
-    vfloat sum[8];
+    const real *data = numbers;
+    vreal sum[8];
     for (int i = 0; i < 8; ++i)
         sum[i] = vsplat(0.0f);
     for (; n >= 8 * LANES; n -= 8 * LANES, data += 8 * LANES)
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i)
             sum[i] += vload(data + i * LANES);
-    float total = 0.0f;
+    double total = 0.0;
     for (int i = 0; i < 8; ++i)
         for (int j = 0; j < LANES; ++j)
-            total += sum[i][j];
+            total += (double)sum[i][j];
     return total;
 }

@@ -15,4 +15,15 @@
 #error "selfattn needs gcc or clang (clang-cl on Windows): MSVC has no vector types"
 #endif
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Not every compiler knows it by name; where AVX2 is usable, the bit can be trusted. */
+static inline int cpu_has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 #endif

@@ -26,24 +26,24 @@ struct operand { /* A */
     ptrdiff_t row, col; /* bytes */
 };
 struct panel { /* B or C */
-    float *data;
+    real *data;
     ptrdiff_t stride; /* floats from row to row */
 };
 
-INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct operand a, const float *b,
-                          ptrdiff_t b_stride, vfloat c[MAX_TILE_ROWS][MAX_NV])
+INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct operand a, const real *b,
+                          ptrdiff_t b_stride, vreal c[MAX_TILE_ROWS][MAX_NV])
 {
     for (ptrdiff_t p = 0; p < depth; ++p) {
-        vfloat bv[MAX_NV];
+        vreal bv[MAX_NV];
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v)
             bv[v] = vload(b + v * LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < rows; ++i) {
-            vfloat av = vsplat(*(const scalar_any *)(a.data + i * a.row));
+            vreal av = vsplat(*(const scalar_any *)(a.data + i * a.row));
 #pragma GCC unroll 4
             for (int v = 0; v < nv; ++v)
-                c[i][v] = vfma(av, bv[v], c[i][v]);
+                c[i][v] = vterm(av, bv[v], c[i][v]);
         }
         a.data += a.col;
         b += b_stride;
@@ -55,9 +55,9 @@ INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct 
 enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_MAX, TILE_ADD_MAX };
 
 INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdiff_t depth, struct operand a,
-                 const float *b, ptrdiff_t b_stride, struct panel c, vfloat lane[MAX_NV])
+                 const real *b, ptrdiff_t b_stride, struct panel c, vreal lane[MAX_NV])
 {
-    vfloat sum[MAX_TILE_ROWS][MAX_NV];
+    vreal sum[MAX_TILE_ROWS][MAX_NV];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
@@ -68,7 +68,7 @@ INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdif
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v) {
-            float *at = c.data + i * c.stride + v * LANES;
+            real *at = c.data + i * c.stride + v * LANES;
             if (mode == TILE_ADD || mode == TILE_ADD_MAX) sum[i][v] += vload(at);
             if (mode == TILE_RESCALE) sum[i][v] = vfma(vload(at), lane[v], sum[i][v]);
             vstore(at, sum[i][v]);
@@ -92,10 +92,10 @@ INLINE void fetch_ahead(const struct ahead *ahead, ptrdiff_t first, int rows)
 
 /* Any number of rows: full tiles, then 4, 2 and 1. */
 INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
-                        const float *b, ptrdiff_t b_stride, struct panel c, float *lanes, const struct ahead ahead[2])
+                        const real *b, ptrdiff_t b_stride, struct panel c, real *lanes, const struct ahead ahead[2])
 {
     ptrdiff_t done = 0;
-    vfloat lane[MAX_NV];
+    vreal lane[MAX_NV];
     for (int v = 0; v < nv; ++v)
         lane[v] = mode == TILE_RESCALE ? vload(lanes + v * LANES) : vsplat(-INFINITY);
 #define SA_TILES(height)                                                                                               \
@@ -123,8 +123,8 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
 
 /* For nv = 1 .. MAX_NV vectors. TILE_RESCALE reads `lanes`, the MAX modes write the maximum of each lane there. */
 #define SA_MULTIPLY(name, mode)                                                                                        \
-    static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const float *b, ptrdiff_t b_stride,    \
-                     struct panel c, float *lanes, const struct ahead ahead[2])                                        \
+    static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,     \
+                     struct panel c, real *lanes, const struct ahead ahead[2])                                         \
     {                                                                                                                  \
         if (nv == 1)                                                                                                   \
             multiply_nv(1, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                                        \
@@ -143,8 +143,8 @@ SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
 #undef SA_MULTIPLY
 
 /* C = A * B over a depth of any length: chains of `chain` terms, added in order. With `max`, also each lane's maximum. */
-static void multiply_long(int nv, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a, const float *b,
-                          ptrdiff_t b_stride, struct panel c, float *max, const struct ahead ahead[2])
+static void multiply_long(int nv, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a, const real *b,
+                          ptrdiff_t b_stride, struct panel c, real *max, const struct ahead ahead[2])
 {
     if (max && depth <= chain)
         multiply_max(nv, rows, depth, a, b, b_stride, c, max, ahead);

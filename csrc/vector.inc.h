@@ -1,68 +1,85 @@
 /* vector.inc.h -- the only file that knows an instruction set. Everything above it is written with these.
  *
- * vfloat is LANES float32 values; every operation works lane by lane, and every instruction set gives the same bits
- * (the baseline, which has no fused multiply-add, excepted): vfma rounds once, vmax(a, b) is a > b ? a : b, so that it
- * returns b when either is NaN. */
+ * A `real` is a float32, or a float64 where SA_FLOAT64_KERNELS is defined; vreal is LANES of them. Where
+ * SA_BFLOAT16_KERNELS is defined, the operands of a product are pairs of bfloat16, one pair in the place of a float32,
+ * and a sum takes TERMS = 2 products at a time. Every operation works lane by lane, and every instruction set gives the same bits (the baseline, which has no fused multiply-add, excepted): vfma
+ * rounds once, vmax(a, b) is a > b ? a : b, so that it returns b when either is NaN. */
 
-typedef float vfloat __attribute__((vector_size(SA_VECTOR_BYTES), aligned(4), may_alias));
-typedef float vfloat_any __attribute__((vector_size(SA_VECTOR_BYTES), aligned(1), may_alias)); /* in memory */
-typedef int32_t vint __attribute__((vector_size(SA_VECTOR_BYTES), aligned(4), may_alias));
-typedef uint32_t vuint __attribute__((vector_size(SA_VECTOR_BYTES), aligned(4), may_alias));
-typedef double vdouble __attribute__((vector_size(SA_VECTOR_BYTES), aligned(8), may_alias));
-typedef uint32_t uint32_any __attribute__((aligned(1), may_alias));
-typedef float scalar_any __attribute__((aligned(1), may_alias)); /* a float32 at any address */
+#ifdef SA_FLOAT64_KERNELS
+typedef double real;
+typedef int64_t integer;
+typedef uint64_t bits;
+static const enum sa_dtype SA_REAL = SA_FLOAT64;
+#else
+typedef float real;
+typedef int32_t integer;
+typedef uint32_t bits;
+static const enum sa_dtype SA_REAL = SA_FLOAT32;
+#endif
+enum { LANES = SA_VECTOR_BYTES / (int)sizeof(real) };
 
-enum { LANES = SA_VECTOR_BYTES / (int)sizeof(float) };
+#define SA_VECTOR(align) __attribute__((vector_size(SA_VECTOR_BYTES), aligned(align), may_alias))
+typedef real vreal SA_VECTOR(4);
+typedef real vreal_any SA_VECTOR(1); /* in memory */
+typedef integer vint SA_VECTOR(4);
+typedef bits vbits SA_VECTOR(4);
+typedef double vdouble SA_VECTOR(8);
+typedef real scalar_any __attribute__((aligned(1), may_alias)); /* a number at any address */
+typedef bits bits_any __attribute__((aligned(1), may_alias));
+typedef float float_any __attribute__((aligned(1), may_alias));
+typedef uint16_t half_any __attribute__((aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
 /* Loads and stores at any alignment. */
-INLINE vfloat vload(const float *p)
+INLINE vreal vload(const real *p)
 {
-    return *(const vfloat_any *)p;
+    return *(const vreal_any *)p;
 }
-INLINE void vstore(float *p, vfloat v)
+INLINE void vstore(real *p, vreal v)
 {
-    *(vfloat_any *)p = v;
+    *(vreal_any *)p = v;
 }
-INLINE vfloat vsplat(float x)
+INLINE vreal vsplat(real x)
 {
-    return x - (vfloat){0}; /* x - 0 is x for every x, NaN and -0 included; x + 0 would lose the sign of -0 */
+    return x - (vreal){0}; /* x - 0 is x for every x, NaN and -0 included; x + 0 would lose the sign of -0 */
 }
-INLINE vint visplat(int32_t x)
+INLINE vint visplat(integer x)
 {
     return x + (vint){0};
 }
-INLINE vfloat vselect(vint mask, vfloat yes, vfloat no)
+INLINE vreal vselect(vint mask, vreal yes, vreal no)
 {
-    return (vfloat)((mask & (vint)yes) | (~mask & (vint)no));
+    return (vreal)((mask & (vint)yes) | (~mask & (vint)no));
 }
 /* The first n of LANES values; the rest reads as zero, and is neither loaded nor stored. */
-INLINE vfloat vload_first(const float *p, ptrdiff_t n)
+INLINE vreal vload_first(const real *p, ptrdiff_t n)
 {
     union {
-        float lane[LANES];
-        vfloat v;
+        real lane[LANES];
+        vreal v;
     } u = {{0}};
-    memcpy(u.lane, p, (size_t)n * sizeof(float));
+    memcpy(u.lane, p, (size_t)n * sizeof(real));
     return u.v;
 }
-INLINE void vstore_first(float *p, vfloat v, ptrdiff_t n)
+INLINE void vstore_first(real *p, vreal v, ptrdiff_t n)
 {
-    memcpy(p, &v, (size_t)n * sizeof(float));
+    memcpy(p, &v, (size_t)n * sizeof(real));
 }
 
-#if SA_VECTOR_BYTES == 64
-INLINE vfloat vfma(vfloat a, vfloat b, vfloat c)
+#ifdef SA_FLOAT64_KERNELS
+#include "vector_float64.inc.h"
+#elif SA_VECTOR_BYTES == 64
+INLINE vreal vfma(vreal a, vreal b, vreal c)
 {
-    return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    return (vreal)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
-INLINE vfloat vmax(vfloat a, vfloat b)
+INLINE vreal vmax(vreal a, vreal b)
 {
-    return (vfloat)_mm512_max_ps((__m512)a, (__m512)b);
+    return (vreal)_mm512_max_ps((__m512)a, (__m512)b);
 }
 /* rows r[0..15] of 16 values become columns: 4-byte pairs, 8-byte pairs, then 128-bit quarters twice. */
-INLINE void vtranspose(vfloat r[LANES])
+INLINE void vtranspose(vreal r[LANES])
 {
     __m512 t[16], u[16];
     for (int i = 0; i < 16; i += 4) {
@@ -82,23 +99,23 @@ INLINE void vtranspose(vfloat r[LANES])
         u[12 + j] = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0xdd);
     }
     for (int j = 0; j < 4; ++j) {
-        r[j] = (vfloat)_mm512_shuffle_f32x4(u[j], u[4 + j], 0x88);
-        r[8 + j] = (vfloat)_mm512_shuffle_f32x4(u[j], u[4 + j], 0xdd);
-        r[4 + j] = (vfloat)_mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0x88);
-        r[12 + j] = (vfloat)_mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0xdd);
+        r[j] = (vreal)_mm512_shuffle_f32x4(u[j], u[4 + j], 0x88);
+        r[8 + j] = (vreal)_mm512_shuffle_f32x4(u[j], u[4 + j], 0xdd);
+        r[4 + j] = (vreal)_mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0x88);
+        r[12 + j] = (vreal)_mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0xdd);
     }
 }
 
 #elif SA_VECTOR_BYTES == 32
-INLINE vfloat vfma(vfloat a, vfloat b, vfloat c)
+INLINE vreal vfma(vreal a, vreal b, vreal c)
 {
-    return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    return (vreal)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
-INLINE vfloat vmax(vfloat a, vfloat b)
+INLINE vreal vmax(vreal a, vreal b)
 {
-    return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
+    return (vreal)_mm256_max_ps((__m256)a, (__m256)b);
 }
-INLINE void vtranspose(vfloat r[LANES])
+INLINE void vtranspose(vreal r[LANES])
 {
     __m256 t[8];
     for (int i = 0; i < 8; i += 4) {
@@ -112,41 +129,72 @@ INLINE void vtranspose(vfloat r[LANES])
         t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
     }
     for (int j = 0; j < 4; ++j) {
-        r[j] = (vfloat)_mm256_permute2f128_ps(t[j], t[4 + j], 0x20);
-        r[4 + j] = (vfloat)_mm256_permute2f128_ps(t[j], t[4 + j], 0x31);
+        r[j] = (vreal)_mm256_permute2f128_ps(t[j], t[4 + j], 0x20);
+        r[4 + j] = (vreal)_mm256_permute2f128_ps(t[j], t[4 + j], 0x31);
     }
 }
 
 #else /* 128 bits */
 #if defined(__aarch64__) && SA_FMA
-INLINE vfloat vfma(vfloat a, vfloat b, vfloat c)
+INLINE vreal vfma(vreal a, vreal b, vreal c)
 {
-    return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+    return (vreal)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
 #else
-INLINE vfloat vfma(vfloat a, vfloat b, vfloat c)
+INLINE vreal vfma(vreal a, vreal b, vreal c)
 {
     return a * b + c; /* rounds twice: the baseline is exempt from the promise of equal bits */
 }
 #endif
 #if defined(__SSE2__)
-INLINE vfloat vmax(vfloat a, vfloat b)
+INLINE vreal vmax(vreal a, vreal b)
 {
-    return (vfloat)_mm_max_ps((__m128)a, (__m128)b);
+    return (vreal)_mm_max_ps((__m128)a, (__m128)b);
 }
 #else
-INLINE vfloat vmax(vfloat a, vfloat b)
+INLINE vreal vmax(vreal a, vreal b)
 {
     return vselect(a > b, a, b);
 }
 #endif
-INLINE void vtranspose(vfloat r[LANES])
+INLINE void vtranspose(vreal r[LANES])
 {
-    vfloat a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-    vfloat c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    vreal a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+    vreal c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
     r[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
     r[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
     r[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
     r[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+}
+#endif
+
+#ifndef SA_FLOAT64_KERNELS
+#include "vector_half.inc.h"
+#endif
+
+/* c + a * b for one step of a sum, and what a step's operands are made of. */
+#ifdef SA_BFLOAT16_KERNELS
+enum { TERMS = 2 };
+INLINE vreal vterm(vreal a, vreal b, vreal c)
+{
+    return (vreal)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+INLINE vreal vpair(vreal first, vreal second)
+{
+    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (vreal)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), halves);
+}
+#else
+enum { TERMS = 1 };
+INLINE vreal vterm(vreal a, vreal b, vreal c)
+{
+    return vfma(a, b, c);
+}
+INLINE vreal vpair(vreal first, vreal second)
+{
+    (void)second;
+    return first;
 }
 #endif

@@ -1,9 +1,10 @@
 """selfattn: exact self-attention on the CPU, from Python, on NumPy arrays.
 
-The operator: attention, attention_weights. Positions: sinusoidal_positions, rotary_embedding, alibi_slopes.
+The operator: attention, attention_weights, attention_column_sums. Its other forms: varlen_attention, KVCache,
+paged_attention, merge_attention. Positions: sinusoidal_positions, rotary_embedding, alibi_slopes.
 The cell, cells side by side, and in depth: SelfAttentionCell, MultiHeadSelfAttention, EncoderLayer, Encoder.
 Text: TextEncoder. The runtime: threads, set_num_threads, get_num_threads, available_isas, active_isa, trim.
-The specification of all of it, in plain NumPy: selfattn.reference.
+The kernels of a layer, for any array: selfattn.functional. The specification of it all: selfattn.reference.
 """
 
 import os as _os
@@ -18,7 +19,8 @@ if _isa:
     except ValueError as error:
         raise ImportError(f"SELFATTN_ISA: {error}") from None
 
-from selfattn.attention import attention, attention_weights  # noqa: E402
+from selfattn.attention import attention, attention_column_sums, attention_weights  # noqa: E402
+from selfattn.cache import KVCache  # noqa: E402
 from selfattn.layers import (  # noqa: E402
     Encoder,
     EncoderLayer,
@@ -28,6 +30,8 @@ from selfattn.layers import (  # noqa: E402
     RMSNorm,
     SelfAttentionCell,
 )
+from selfattn.merge import merge_attention  # noqa: E402
+from selfattn.paged import paged_attention  # noqa: E402
 from selfattn.positions import alibi_slopes, rotary_embedding, sinusoidal_positions  # noqa: E402
 from selfattn.runtime import (  # noqa: E402
     active_isa,
@@ -37,8 +41,10 @@ from selfattn.runtime import (  # noqa: E402
     threads,
     trim,
 )
+from selfattn.varlen import varlen_attention  # noqa: E402
 
 if TYPE_CHECKING:
+    from selfattn import functional as functional
     from selfattn import reference as reference
     from selfattn.text import TextEncoder as TextEncoder
     from selfattn.view import AttentionMap as AttentionMap
@@ -49,6 +55,7 @@ __all__ = [
     "Encoder",
     "EncoderLayer",
     "FeedForward",
+    "KVCache",
     "LayerNorm",
     "MultiHeadSelfAttention",
     "RMSNorm",
@@ -57,25 +64,32 @@ __all__ = [
     "active_isa",
     "alibi_slopes",
     "attention",
+    "attention_column_sums",
     "attention_weights",
     "available_isas",
+    "functional",
     "get_num_threads",
+    "merge_attention",
+    "paged_attention",
     "reference",
     "rotary_embedding",
     "set_num_threads",
     "sinusoidal_positions",
     "threads",
     "trim",
+    "varlen_attention",
 ]
 
-_LATER = {"TextEncoder": "selfattn.text", "AttentionMap": "selfattn.view", "reference": "selfattn.reference"}
+_LATER_MODULES = ("functional", "reference")
+_LATER_CLASSES = {"TextEncoder": "selfattn.text", "AttentionMap": "selfattn.view"}
 
 
 def __getattr__(name: str) -> Any:
-    """Text models and pictures are imported when used: `import selfattn` loads NumPy and the kernels."""
-    if name not in _LATER:
-        raise AttributeError(f"module 'selfattn' has no attribute {name!r}")
+    """Text models, pictures and the specification load when used; importing selfattn loads NumPy alone."""
     import importlib
 
-    module = importlib.import_module(_LATER[name])
-    return module if name == "reference" else getattr(module, name)
+    if name in _LATER_MODULES:
+        return importlib.import_module(f"selfattn.{name}")
+    if name in _LATER_CLASSES:
+        return getattr(importlib.import_module(_LATER_CLASSES[name]), name)
+    raise AttributeError(f"module 'selfattn' has no attribute {name!r}")

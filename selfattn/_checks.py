@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-LARGEST = float(np.finfo(np.float32).max)
+if TYPE_CHECKING:  # numpy.typing is slow to import
+    import numpy.typing as npt
+
+    Int64 = npt.NDArray[np.int64]
+
+FLOAT32 = np.dtype(np.float32)
 
 
 def as_integer(name: str, value: Any) -> int:
@@ -21,10 +26,40 @@ def as_integer(name: str, value: Any) -> int:
     return number
 
 
-def as_number(name: str, value: Any) -> float:
-    """`value` as a float that float32 can hold; TypeError or ValueError naming it for anything else."""
+def as_number(name: str, value: Any, dtype: np.dtype[Any] = FLOAT32) -> float:
+    """`value` as a float that is finite in `dtype`; TypeError or ValueError naming it for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}={value!r} must be a number, not a {type(value).__name__}")
-    if not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{name}={value} must be finite in float32")
+    largest = float(np.finfo(dtype).max)
+    if not -largest <= value <= largest:
+        raise ValueError(f"{name}={value} must be finite in {dtype}")
     return float(value)
+
+
+def as_integers(name: str, x: npt.ArrayLike) -> Int64:
+    """Integers in any form, lists too, as an int64 C-contiguous copy: what was checked is what counts."""
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # nested lists of different lengths
+        raise ValueError(f"{name}: {error}") from None
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be integers")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} holds {array.max()}, which is beyond int64")
+    return np.array(array, np.int64, order="C")
+
+
+def as_lengths(
+    name: str, lengths: npt.ArrayLike, batch: int, most: int | Int64, limit: str = "kv_len"
+) -> Int64:
+    """(batch,) lengths from 0 to `most`, which is one number or one for each item; `limit` is its name."""
+    checked = as_integers(name, lengths)
+    if checked.shape != (batch,) and not (batch == 1 and checked.ndim == 0):
+        raise ValueError(f"{name} has shape {checked.shape}; one length for each item is {(batch,)}")
+    checked = checked.reshape(batch)
+    wrong = np.flatnonzero((checked < 0) | (checked > most))
+    if wrong.size:
+        item = wrong[0]
+        bound = np.broadcast_to(most, batch)[item]
+        raise ValueError(f"{name}[{item}]={checked[item]} must be between 0 and {limit}={bound}")
+    return checked

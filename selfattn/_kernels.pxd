@@ -17,6 +17,19 @@ cdef extern from "kernels.h" nogil:
         SA_CAUSAL_TOP_LEFT
         SA_CAUSAL_BOTTOM_RIGHT
 
+    enum sa_dtype:
+        SA_FLOAT32
+        SA_FLOAT64
+        SA_FLOAT16
+        SA_BFLOAT16
+        SA_INT8
+
+    enum sa_result:
+        SA_ATTENTION
+        SA_WEIGHTS
+        SA_ROW_STATISTICS
+        SA_COLUMN_SUMS
+
     enum sa_activation:
         SA_IDENTITY
         SA_GELU
@@ -31,32 +44,44 @@ cdef extern from "kernels.h" nogil:
         ptrdiff_t row
         ptrdiff_t col
 
+    struct sa_side:
+        int bounded
+        ptrdiff_t size
+
     struct sa_attention:
-        sa_array query, key, value, out, mask, bias, lse
+        sa_array query, key, value, out, mask, bias, lse, key_scale, value_scale
+        sa_dtype dtype, kv_dtype, bias_dtype
         int num_leading
         ptrdiff_t leading_shape[16]
         ptrdiff_t items, num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim
         const int64_t *cu_seqlens_q
         const int64_t *cu_seqlens_kv
+        const int64_t *block_table
+        ptrdiff_t table_width, page_size
         const int64_t *kv_lengths
         ptrdiff_t items_per_length
-        float scale
+        const int64_t *positions
         sa_causal causal
+        sa_side left, right
+        double scale, softcap
+        int bfloat16
+        const double *alibi_slopes
+        const double *sinks
 
     struct sa_linear:
-        const float *x
-        const float *packed
-        const float *bias
-        const float *residual
-        float *y
+        const void *x
+        const void *packed
+        const void *bias
+        const void *residual
+        void *y
         ptrdiff_t x_stride, y_stride, residual_stride, rows, depth, width
         sa_activation activation
 
     struct sa_norm:
-        const float *x
-        const float *weight
-        const float *bias
-        float *y
+        const void *x
+        const void *weight
+        const void *bias
+        void *y
         ptrdiff_t rows, width
         double eps
         int rms
@@ -64,21 +89,24 @@ cdef extern from "kernels.h" nogil:
     struct sa_kernels:
         const char *isa
         int lanes
+        int number_bytes
         ptrdiff_t panel_width
+        const sa_kernels *float64
+        const sa_kernels *bfloat16
         void (*pack_weights)(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
-                             float *packed) noexcept nogil
+                             void *packed) noexcept nogil
         double (*peak_loop)(ptrdiff_t iterations) noexcept nogil
-        float (*read_loop)(const float *data, ptrdiff_t n) noexcept nogil
+        double (*read_loop)(const void *data, ptrdiff_t n) noexcept nogil
 
 cdef const sa_kernels *active_kernels() noexcept nogil
-cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int weights, int threads) noexcept nogil
+cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int threads) noexcept nogil
 cdef int run_linear(const sa_kernels *kernels, const sa_linear *args, int threads) noexcept nogil
 cdef int run_norm(const sa_kernels *kernels, const sa_norm *args, int threads) noexcept nogil
-cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const float *gate_up, ptrdiff_t rows,
-                  ptrdiff_t width, float *y, int threads) noexcept nogil
+cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const void *gate_up, ptrdiff_t rows,
+                  ptrdiff_t width, void *y, int threads) noexcept nogil
 cdef int raise_status(int status) except -1
 cdef sa_activation activation_code(str name) except *
-cdef float *data_of(object array) except? NULL
-cdef ptrdiff_t packed_floats(const sa_kernels *kernels, object weight)
-cdef int pack(const sa_kernels *kernels, object weight, float *packed) except -1
-cdef float *aligned(object array) except? NULL
+cdef void *data_of(object array) except? NULL
+cdef ptrdiff_t packed_size(const sa_kernels *kernels, object weight)
+cdef int pack(const sa_kernels *kernels, object weight, void *packed) except -1
+cdef void *aligned(object array) except? NULL

@@ -19,26 +19,38 @@ def attention(
     query: Array,
     key: Array,
     value: Array | None,
-    out: Array,
+    out: Array | None,
+    lse: Array | None,
     mask: Array | None,
     bias: Array | None,
-    lse: Array | None,
-    weights: bool,
-    kv_lengths: Array | None,
     leading: tuple[int, ...],
     sizes: tuple[int, int, int, int, int, int],
     scale: float,
     causal: str | None,
     num_threads: int,
+    *,
+    what: str = "attention",
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float = 0.0,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    kv_lengths: Array | None = None,
+    positions: Array | None = None,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_kv: Array | None = None,
+    block_tables: Array | None = None,
+    key_scale: Array | None = None,
+    value_scale: Array | None = None,
+    bfloat16: bool = False,
 ) -> None: ...
 def linear(
     x: Array, weight: Array, bias: Array | None, activation: str | None, num_threads: int
 ) -> Array: ...
 def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float, num_threads: int) -> Array: ...
 def rms_norm(x: Array, weight: Array, eps: float, num_threads: int) -> Array: ...
-def gelu(x: Array) -> Array: ...
-def gelu_tanh(x: Array) -> Array: ...
-def relu(x: Array) -> Array: ...
-def silu(x: Array) -> Array: ...
+def gelu(x: Array, num_threads: int = 1) -> Array: ...
+def gelu_tanh(x: Array, num_threads: int = 1) -> Array: ...
+def relu(x: Array, num_threads: int = 1) -> Array: ...
+def silu(x: Array, num_threads: int = 1) -> Array: ...
 def measure_peak(seconds: float = 0.2) -> float: ...
 def measure_read_bandwidth(nbytes: int = ..., rounds: int = 5) -> float: ...

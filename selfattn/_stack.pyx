@@ -8,7 +8,7 @@ import numpy as np
 
 from selfattn._kernels cimport (
     SA_CAUSAL_TOP_LEFT, SA_IDENTITY, SA_NOT_CAUSAL, SA_NO_MEMORY, SA_OK,
-    active_kernels, activation_code, aligned, data_of, pack, packed_floats, raise_status,
+    active_kernels, activation_code, aligned, data_of, pack, packed_size, raise_status,
     run_attention, run_gate, run_linear, run_norm,
     sa_activation, sa_attention, sa_causal, sa_kernels, sa_linear, sa_norm,
 )
@@ -63,10 +63,10 @@ cdef class PackedEncoder:
         self.layers = <Layer *>calloc(max(1, len(layers)), sizeof(Layer))
         if self.layers == NULL:
             raise MemoryError(f"selfattn: no memory for {len(layers)} layers")
-        total = sum(packed_floats(self.kernels, c[name]) for c in layers for name in WEIGHTS)
+        total = sum(packed_size(self.kernels, c[name]) for c in layers for name in WEIGHTS)
         memory = np.empty(total + 16, np.float32)
         self.keep_alive.append(memory)
-        self.weights = aligned(memory)
+        self.weights = <float *>aligned(memory)
         for i, config in enumerate(layers):
             self.set_layer(&self.layers[i], config)
         self.d_model = self.layers[0].qkv.depth if layers else 0
@@ -79,13 +79,13 @@ cdef class PackedEncoder:
             return NULL
         array = np.ascontiguousarray(array, np.float32)
         self.keep_alive.append(array)
-        return data_of(array)
+        return <const float *>data_of(array)
 
     cdef Linear linear(self, weight, bias) except *:
         cdef Linear result
         result.packed, result.bias = self.weights + self.weights_used, self.keep(bias)
         pack(self.kernels, weight, self.weights + self.weights_used)
-        self.weights_used += packed_floats(self.kernels, weight)
+        self.weights_used += packed_size(self.kernels, weight)
         result.depth, result.width = weight.shape[0], weight.shape[1]
         return result
 
@@ -118,7 +118,7 @@ cdef class PackedEncoder:
         cdef ptrdiff_t sequences = len(cu_seqlens) - 1
         cdef int status
         y = np.array(x, np.float32, order="C")
-        cdef float *data = data_of(y)
+        cdef float *data = <float *>data_of(y)
         cdef const int64_t[::1] bounds = cu_seqlens
         if first < end and sequences > 0 and y.size:
             with nogil:
@@ -211,7 +211,7 @@ cdef class PackedEncoder:
         a.head_dim, a.value_dim = layer.head_dim, layer.value_dim
         a.cu_seqlens_q = a.cu_seqlens_kv = bounds
         a.scale, a.causal = layer.scale, layer.causal
-        status = run_attention(self.kernels, &a, 0, threads)
+        status = run_attention(self.kernels, &a, threads)
         if status != SA_OK:
             return status
         return self.apply_linear(&layer.output, SA_IDENTITY, b.context, residual, y, bounds[sequences], threads)

@@ -3,22 +3,33 @@
 Slow and obvious on purpose. There is one copy of each formula, here; the compiled kernels, the tests and the
 benchmarks are measured against it. Everything computes in the dtype of its inputs (float16 and bfloat16 widen
 to float32), so the same text is the naive float32 yardstick and, handed float64 arrays, the oracle. Only the
-statistics of the norms and the error function are always float64: they are definitions, not yardsticks. The
-positional encodings are plain NumPy to begin with: their one copy is `selfattn.positions`.
+statistics of the norms and the error function are always float64: they are definitions, not yardsticks. What
+is plain NumPy to begin with has its one copy elsewhere: the positional encodings, `selfattn.positions`, and
+merge_attention, `selfattn.merge`. The pieces of a layer, in `selfattn.reference_layers`, are named here too.
 
 Sizes: `...` leading dimensions, H query heads, G key/value heads, Q queries, K keys, D head_dim.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from selfattn.merge import merge_attention as merge_attention
 from selfattn.positions import alibi_slopes as alibi_slopes
 from selfattn.positions import rotary_embedding as rotary_embedding
 from selfattn.positions import sinusoidal_positions as sinusoidal_positions
+from selfattn.reference_layers import ACTIVATIONS as ACTIVATIONS
+from selfattn.reference_layers import gelu as gelu
+from selfattn.reference_layers import gelu_tanh as gelu_tanh
+from selfattn.reference_layers import layer_norm as layer_norm
+from selfattn.reference_layers import linear as linear
+from selfattn.reference_layers import relu as relu
+from selfattn.reference_layers import rms_norm as rms_norm
+from selfattn.reference_layers import silu as silu
 
 if TYPE_CHECKING:
     from selfattn.layers import Encoder, EncoderLayer, FeedForward, MultiHeadSelfAttention, SelfAttentionCell
@@ -61,6 +72,12 @@ def attention_weights(
     return weights if rows is None else weights[..., np.asarray(rows, dtype=np.intp), :]
 
 
+def attention_column_sums(query: Array, key: Array, **masking: Any) -> Array:
+    """How much each key is attended to in all, (..., H, K): the sum of attention_weights over the queries."""
+    sums: Array = attention_weights(query, key, **masking).sum(axis=-2)
+    return sums
+
+
 def masked_scores(
     query: Array,
     key: Array,
@@ -85,8 +102,9 @@ def masked_scores(
     softcap       c > 0 makes a score c * tanh(score / c).
     alibi_slopes  (H,): subtracts slope * |distance to the query's position|.
 
-    The position of query i among the keys is i + (K - Q): the last query stands at the last of the K keys,
-    however many of them kv_lengths leaves. Only causal="top_left" puts query i at key i.
+    The position of query i among the keys is i + (K - Q): the last query stands at the last of the K keys.
+    With causal="bottom_right" and kv_lengths it is i + (kv_lengths[b] - Q): at the last of the item's keys.
+    With causal="top_left" it is i, whatever the lengths.
     """
     num_heads, q_len, head_dim = query.shape[-3:]
     kv_len = key.shape[-2]
@@ -95,7 +113,11 @@ def masked_scores(
         raise ValueError(f"scale={scale} must be finite")
     if mask is not None and np.asarray(mask).dtype != np.bool_:
         raise TypeError(f"mask must be bool (True attends), not {np.asarray(mask).dtype}; add floats as bias")
-    distance = _key_distance(q_len, kv_len, causal)  # (Q, K)
+    lengths = None if kv_lengths is None else np.asarray(kv_lengths)
+    if lengths is not None:  # (batch,) -> (batch, 1, ..., 1), one axis for each axis of the scores
+        ndim = max(query.ndim, key.ndim)
+        lengths = lengths.reshape(lengths.shape + (1,) * (ndim - lengths.ndim))
+    distance = _key_distance(q_len, kv_len, causal, lengths)  # (Q, K) or (batch, 1, ..., Q, K)
 
     with np.errstate(invalid="ignore", over="ignore"):
         # 1. scores
@@ -114,7 +136,7 @@ def masked_scores(
             scores = np.where(bias == -np.inf, bias, scores + bias)
 
     # 5. masks
-    attend = np.ones((q_len, kv_len), dtype=bool)
+    attend = np.ones((q_len, kv_len), dtype=np.bool_)
     if mask is not None:
         attend = attend & np.broadcast_to(mask, scores.shape)
     if causal:
@@ -122,24 +144,23 @@ def masked_scores(
     if window is not None:
         left, right = window
         attend = attend & (left is None or distance >= -left) & (right is None or distance <= right)
-    if kv_lengths is not None:
-        lengths = np.asarray(
-            kv_lengths
-        )  # (batch,) -> (batch, 1, ..., 1), one axis for each axis of the scores
-        lengths = lengths.reshape(lengths.shape + (1,) * (scores.ndim - lengths.ndim))
+    if lengths is not None:
         attend = attend & (np.arange(kv_len) < lengths)
     return np.where(attend, scores, scores.dtype.type(-np.inf))
 
 
-def _key_distance(q_len: int, kv_len: int, causal: Causal) -> Array:
-    """How far key j lies beyond the position of query i, (Q, K); negative for the keys before it."""
+def _key_distance(q_len: int, kv_len: int, causal: Causal, lengths: Array | None) -> Array:
+    """How far key j lies beyond the position of query i, (..., Q, K); negative for the keys before it."""
     if causal is True and q_len != kv_len:
         choice = 'say causal="top_left" or causal="bottom_right"'
         raise ValueError(f"causal=True with q_len={q_len} and kv_len={kv_len} is ambiguous: {choice}")
     if causal not in (False, True, "top_left", "bottom_right"):
         raise ValueError(f'causal={causal!r} must be False, True, "top_left" or "bottom_right"')
-    first = 0 if causal == "top_left" else kv_len - q_len
-    return np.arange(kv_len) - (first + np.arange(q_len))[:, None]
+    if causal == "bottom_right" and lengths is not None:
+        first = lengths - q_len  # (batch, 1, ..., 1)
+    else:
+        first = np.array(0 if causal == "top_left" else kv_len - q_len)
+    return np.arange(kv_len) - (first + np.arange(q_len)[:, None])
 
 
 def _softmax(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
@@ -149,7 +170,7 @@ def _softmax(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
     sink = np.full((1, 1), -np.inf) if sinks is None else np.asarray(sinks).reshape(-1, 1, 1)  # (H, 1, 1)
     sink = sink.astype(scores.dtype)
     # 7. softmax
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         top = np.where(empty, 0, np.maximum(top, sink))
         exponentials = np.exp(scores - top)
         total = exponentials.sum(axis=-1, keepdims=True) + np.exp(sink - top)
@@ -186,56 +207,92 @@ def _expand_heads(array: Array, num_heads: int) -> Array:
     return np.repeat(array, num_heads // num_kv_heads, axis=-3)
 
 
-# ---- the pieces of a layer ----
+# ---- the same attention over keys that lie otherwise ----
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """x (..., d_in) * weight (d_in, d_out) + bias (d_out,)."""
-    return x @ weight if bias is None else x @ weight + bias
+def varlen_attention(
+    query: Array,  # (total_q, H, D): the sequences of a batch one after the other
+    key: Array,  # (total_kv, G, D)
+    value: Array,  # (total_kv, G, value_dim)
+    cu_seqlens_q: Any,  # (n + 1,): sequence s has the queries cu_seqlens_q[s] .. cu_seqlens_q[s + 1] - 1
+    cu_seqlens_kv: Any = None,  # (n + 1,), by default the same
+    *,
+    mask: Array
+    | None = None,  # broadcast to (H, total_q, longest K): column j is key j of the row's sequence
+    bias: Array | None = None,
+    kv_lengths: Any = None,  # (n,)
+    return_lse: bool = False,
+    **options: Any,  # as in attention
+) -> Any:
+    """Attention inside each sequence, (total_q, H, value_dim); with return_lse also the lse, (H, total_q)."""
+    query, key, value = _one_dtype(query, key, value)
+    (total_q, num_heads, _), value_dim = query.shape, value.shape[-1]
+    cu_seqlens_kv = cu_seqlens_q if cu_seqlens_kv is None else cu_seqlens_kv
+    longest = max(np.diff(cu_seqlens_kv), default=0)
+    out, lse = (
+        np.empty((total_q, num_heads, value_dim), query.dtype),
+        np.empty((num_heads, total_q), query.dtype),
+    )
+    for s, (first, last) in enumerate(itertools.pairwise(cu_seqlens_q)):
+        rows, keys = slice(first, last), slice(cu_seqlens_kv[s], cu_seqlens_kv[s + 1])
+        result, lse[:, rows] = attention(
+            *(
+                array.swapaxes(0, 1) for array in (query[rows], key[keys], value[keys])
+            ),  # (heads, length, dim)
+            mask=_cut(mask, (num_heads, total_q, longest), np.s_[:, rows, : keys.stop - keys.start]),
+            bias=_cut(bias, (num_heads, total_q, longest), np.s_[:, rows, : keys.stop - keys.start]),
+            kv_lengths=None if kv_lengths is None else kv_lengths[s],
+            return_lse=True,
+            **options,
+        )
+        out[rows] = result.swapaxes(0, 1)
+    return (out, lse) if return_lse else out
 
 
-def layer_norm(x: Array, weight: Array, bias: Array | None = None, *, eps: float = 1e-5) -> Array:
-    """Mean 0, variance 1 (biased) on the last axis, then * weight + bias; float64 inside, x.dtype outside."""
-    wide = x.astype(np.float64)
-    centred = wide - wide.mean(axis=-1, keepdims=True)
-    out: Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * weight
-    return (out if bias is None else out + bias).astype(x.dtype)
+def paged_attention(
+    query: Array,  # (batch, H, Q, D)
+    key_pages: Array,  # (num_pages, G, page_size, D)
+    value_pages: Array,  # (num_pages, G, page_size, value_dim)
+    block_tables: Any,  # (batch, max_pages): the pages of item b, in the order of its keys
+    kv_lengths: Any,  # (batch,): item b has that many keys, and no others
+    *,
+    mask: Array | None = None,  # broadcast to (batch, H, Q, longest K)
+    bias: Array | None = None,
+    return_lse: bool = False,
+    **options: Any,  # as in attention
+) -> Any:
+    """Attention over keys that lie in pages: key j of item b is the key j % page_size of page
+    block_tables[b, j // page_size]. (batch, H, Q, value_dim); with return_lse also the lse, (batch, H, Q).
+    """
+    query, key_pages, value_pages = _one_dtype(query, key_pages, value_pages)
+    scores = (*query.shape[:-1], max(kv_lengths, default=0))
+    out, lse = (
+        np.empty((*query.shape[:-1], value_pages.shape[-1]), query.dtype),
+        np.empty(query.shape[:-1], query.dtype),
+    )
+    for b, kv_len in enumerate(kv_lengths):
+        out[b], lse[b] = attention(
+            query[b],
+            _gather(key_pages, block_tables[b], kv_len),
+            _gather(value_pages, block_tables[b], kv_len),
+            mask=_cut(mask, scores, np.s_[b, ..., :kv_len]),
+            bias=_cut(bias, scores, np.s_[b, ..., :kv_len]),
+            return_lse=True,
+            **options,
+        )
+    return (out, lse) if return_lse else out
 
 
-def rms_norm(x: Array, weight: Array, *, eps: float = 1e-6) -> Array:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis; float64 inside, x.dtype outside."""
-    wide = x.astype(np.float64)
-    out: Array = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + eps) * weight
-    return out.astype(x.dtype)
+def _gather(pages: Array, table: Any, kv_len: int) -> Array:
+    """The first kv_len keys or values of one item, (G, kv_len, dim)."""
+    _, num_kv_heads, page_size, dim = pages.shape
+    used = pages[np.asarray(table)[: -(-kv_len // page_size)]]  # (pages, G, page_size, dim)
+    gathered: Array = used.swapaxes(0, 1).reshape(num_kv_heads, len(used) * page_size, dim)
+    return gathered[:, :kv_len]
 
 
-def gelu(x: Array) -> Array:
-    """x * Phi(x), Phi from the complementary error function (float64 inside)."""
-    erfc = np.vectorize(math.erfc, otypes=[np.float64])
-    out: Array = 0.5 * x * erfc(x.astype(np.float64) / -math.sqrt(2))
-    return out.astype(x.dtype)
-
-
-def gelu_tanh(x: Array) -> Array:
-    """The tanh approximation of gelu."""
-    out: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return out
-
-
-def relu(x: Array) -> Array:
-    """max(x, 0); NaN stays NaN."""
-    out: Array = np.maximum(x, 0)
-    return out
-
-
-def silu(x: Array) -> Array:
-    """x * sigmoid(x)."""
-    with np.errstate(over="ignore"):
-        out: Array = x / (1 + np.exp(-x))
-    return out
-
-
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "silu": silu}
+def _cut(array: Array | None, shape: tuple[int, ...], where: Any) -> Array | None:
+    return None if array is None else np.broadcast_to(array, shape)[where]
 
 
 # ---- the cell, cells side by side, layers in depth ----

@@ -1,10 +1,12 @@
-"""Fixtures every test file shares."""
+"""Fixtures every test file shares, and how much hypothesis draws: HYPOTHESIS_PROFILE=night for long."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import selfattn
 from selfattn import _kernels
@@ -12,6 +14,10 @@ from selfattn import _kernels
 # A shell starts jobs in the background with SIGINT ignored, and children inherit that: no Ctrl-C to test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("test", max_examples=200, derandomize=True, deadline=None)
+settings.register_profile("night", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 
 @pytest.fixture

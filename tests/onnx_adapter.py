@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,31 +68,28 @@ class AttentionCall:
 
 
 def attention_call(case: Case) -> AttentionCall:
-    """Says an Attention case in our arguments: heads split, the cache joined, offsets made explicit."""
-    query, key, value = (
-        _split_heads(case.inputs[name], case.attributes.get(heads))
-        for name, heads in (("Q", "q_num_heads"), ("K", "kv_num_heads"), ("V", "kv_num_heads"))
-    )
+    """Says an Attention case in our arguments: heads split, the cache joined, positions in our words."""
+    query, key, value = split_heads(case)
     past_len = 0
     if "past_key" in case.inputs:
         past_len = case.inputs["past_key"].shape[2]
         key = np.concatenate([case.inputs["past_key"], key], axis=2)
         value = np.concatenate([case.inputs["past_value"], value], axis=2)
-    lengths = case.inputs.get("nonpad_kv_seqlen")
-    # the key at which ONNX sees query 0: for all items alike (an int), or (batch, 1, 1, 1)
-    offset = past_len if lengths is None else (lengths - query.shape[2]).reshape(-1, 1, 1, 1)
-    options = _mask(case, key.shape[2]) | _position(case, query.shape[2], key.shape[2], offset)
-    if "mask" in options and "allowed" in options:
-        options["mask"] = options["mask"] & options["allowed"]
-    elif "allowed" in options:
-        options["mask"] = options["allowed"]
-    options.pop("allowed", None)
-    if lengths is not None:
-        options["kv_lengths"] = lengths
+    options = _position(case, query.shape[2], key.shape[2], past_len)
+    for name, array in _mask(case, key.shape[2]).items():
+        options[name] = options[name] & array if name in options else array
+    if "nonpad_kv_seqlen" in case.inputs:
+        options["kv_lengths"] = case.inputs["nonpad_kv_seqlen"]
     for name in ("scale", "softcap"):
         if case.attributes.get(name):
             options[name] = case.attributes[name]
     return AttentionCall(query, key, value, options)
+
+
+def split_heads(case: Case) -> list[NDArray]:
+    """Q, K and V as (batch, heads, length, dim), without the past."""
+    names = (("Q", "q_num_heads"), ("K", "kv_num_heads"), ("V", "kv_num_heads"))
+    return [_split_heads(case.inputs[name], case.attributes.get(heads)) for name, heads in names]
 
 
 def join_heads(out: NDArray, case: Case) -> NDArray:
@@ -120,20 +117,50 @@ def _mask(case: Case, kv_len: int) -> dict[str, NDArray]:
     return {"mask": padded} if boolean else {"bias": padded}
 
 
-def _position(case: Case, q_len: int, kv_len: int, offset: Any) -> dict[str, Any]:
-    """causal and window where ours stand at ONNX's offset; at any other offset, the mask that says it."""
+def _position(case: Case, q_len: int, kv_len: int, past_len: int) -> dict[str, Any]:
+    """causal and window. ONNX puts query i at key past_len + i, or with lengths at the item's last keys;
+    where none of our alignments does, a mask says which keys it sees."""
     causal = bool(case.attributes.get("is_causal"))
     sides = [case.attributes.get(f"{side}_window_size", -1) for side in ("left", "right")]
     left, right = (None if size < 0 else size for size in sides)
-    windowed = left is not None or right is not None
-    window = {"window": (left, right)} if windowed else {}
-    if isinstance(offset, int) and offset == kv_len - q_len:
-        return ({"causal": "bottom_right"} if causal else {}) | window
-    if isinstance(offset, int) and offset == 0 and (causal or not windowed):
-        return ({"causal": "top_left"} if causal else {}) | window
+    window = {} if left is right is None else {"window": (left, right)}
+    lengths = case.inputs.get("nonpad_kv_seqlen")
+    if not causal and not window:
+        return {}
+    if past_len == kv_len - q_len and lengths is None:
+        return {"causal": "bottom_right"} | window if causal else window
+    if causal and lengths is not None:
+        return {"causal": "bottom_right"} | window
+    if causal and past_len == 0:
+        return {"causal": "top_left"} | window
+    offset = past_len if lengths is None else (lengths - q_len).reshape(-1, 1, 1, 1)
     distance = np.arange(kv_len) - np.arange(q_len)[:, None] - offset
-    allowed = np.ones(distance.shape, bool)
+    seen = np.ones(distance.shape, bool)
     for bound, beyond in ((0 if causal else None, distance), (left, -distance), (right, distance)):
         if bound is not None:
-            allowed &= beyond <= bound
-    return {"allowed": allowed}
+            seen &= beyond <= bound
+    return {"mask": seen}
+
+
+# What the graph in a FlexAttention's score_mod does to the scores (q_len, kv_len), as options of ours.
+_SCORE_MODS: dict[str | None, Callable[[int, int], dict[str, Any]]] = {
+    None: lambda q_len, kv_len: {},
+    "score_mod_bias": lambda q_len, kv_len: {"bias": np.full(1, 0.5, np.float32)},
+    "score_mod_causal_mask": lambda q_len, kv_len: {"causal": "top_left"},
+    "score_mod_soft_cap": lambda q_len, kv_len: {"softcap": 20.0},
+    "score_mod_relative_positional": lambda q_len, kv_len: {
+        "bias": np.subtract.outer(np.arange(q_len), np.arange(kv_len)).astype(np.float32)
+    },
+}
+
+
+def flex_attention_call(case: Case) -> AttentionCall | None:
+    """The same for FlexAttention; None where it changes the weights after the softmax: no option does."""
+    if "prob_mod" in case.attributes:
+        return None
+    query, key, value = (case.inputs[name] for name in "QKV")
+    graph = case.attributes.get("score_mod")
+    options = _SCORE_MODS[graph.name if graph else None](query.shape[2], key.shape[2])
+    if "scale" in case.attributes:
+        options["scale"] = case.attributes["scale"]
+    return AttentionCall(query, key, value, options)

@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from arrays import qkv
 
 import selfattn
+from selfattn import _kernels
 
 # one good call, (batch 2, heads 4 over 2, queries 5, keys 7, head_dim 8); each case spoils one argument of it
 LENGTHS = {"q_len": 5, "kv_len": 7}
@@ -22,6 +24,19 @@ def good(rng):
 
 def zeros(*shape, dtype=np.float32):
     return np.zeros(shape, dtype)
+
+
+LONG = np.dtype("g").name
+
+
+class Elsewhere:
+    """An array that lies on another device: DLPack's number 2 is CUDA."""
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, **options):
+        raise BufferError("this array is not on the CPU")
 
 
 # what is spoiled -> the error, and what its message must hold
@@ -61,9 +76,26 @@ CASES = {
     "query int": (TypeError, {"query": zeros(2, 4, 5, 8, dtype=int)}, ["query", "int64", "float32"]),
     "key object": (TypeError, {"key": zeros(2, 2, 7, 8, dtype=object)}, ["key", "object", "float32"]),
     "value bool": (TypeError, {"value": zeros(2, 2, 7, 8, dtype=bool)}, ["value", "bool", "float32"]),
-    "query big-endian": (TypeError, {"query": zeros(2, 4, 5, 8, dtype=">f4")}, ["query", ">f4", "float32"]),
-    "query is text": (TypeError, {"query": "pizza"}, ["query", "float32"]),
-    "key is None": (TypeError, {"key": None}, ["key", "float32"]),
+    "query long double": (TypeError, {"query": zeros(2, 4, 5, 8, dtype="g")}, ["query", LONG, "float64"]),
+    "all int": (
+        TypeError,
+        {"query": zeros(2, 4, 5, 8, dtype=int), "key": zeros(2, 2, 7, 8, dtype=int)},
+        ["query", "int64", "float16", "bfloat16", "query.astype(np.float32)"],
+    ),
+    "key of another dtype": (
+        TypeError,
+        {"key": zeros(2, 2, 7, 8, dtype=np.float64)},
+        ["query has dtype float32", "key has dtype float64", "key.astype(query.dtype)"],
+    ),
+    "query of records": (TypeError, {"query": zeros(2, 4, 5, 8, dtype="f4,f4")}, ["query", "float32"]),
+    "query is text": (TypeError, {"query": "pizza"}, ["query", "str", "__dlpack__", "buffer"]),
+    "query is bytes": (TypeError, {"query": b"pizza"}, ["query", "uint8", "float32"]),
+    "query is a list": (TypeError, {"query": [[[1.0]]]}, ["query", "list", "NumPy"]),
+    "query is a matrix": (ValueError, {"query": zeros(5, 8).view(np.matrix)}, ["query", "(5, 8)"]),
+    "query is masked": (TypeError, {"query": np.ma.zeros((2, 4, 5, 8), "f4")}, ["query.data", "mask="]),
+    "key is None": (TypeError, {"key": None}, ["key", "None"]),
+    "key requires grad": (TypeError, {"key": SimpleNamespace(requires_grad=True)}, ["key.detach()"]),
+    "key is elsewhere": (TypeError, {"key": Elsewhere()}, ["key"]),
     "mask float": (TypeError, {"mask": zeros(5, 7)}, ["mask", "float32", "bool", "bias"]),
     "mask int": (TypeError, {"mask": zeros(5, 7, dtype=np.int32)}, ["mask", "int32", "bool"]),
     "mask too long": (ValueError, {"mask": zeros(5, 8, dtype=bool)}, ["mask", "(5, 8)", "(2, 4, 5, 7)"]),
@@ -71,6 +103,9 @@ CASES = {
     "mask has its own batch": (ValueError, {"mask": zeros(3, 1, 5, 7, dtype=bool)}, ["mask", "(3, 1, 5, 7)"]),
     "bias bool": (TypeError, {"bias": zeros(5, 7, dtype=bool)}, ["bias", "bool", "float32", "mask"]),
     "bias float64": (TypeError, {"bias": zeros(5, 7, dtype=np.float64)}, ["bias", "float64", "float32"]),
+    "bias float16": (TypeError, {"bias": zeros(5, 7, dtype=np.float16)}, ["bias", "float16", "float32"]),
+    "mask is a list": (TypeError, {"mask": [[True] * 7] * 5}, ["mask", "list"]),
+    "bias is masked": (TypeError, {"bias": np.ma.zeros((5, 7), "f4")}, ["bias.data", "mask="]),
     "bias of kv heads": (ValueError, {"bias": zeros(2, 2, 5, 7)}, ["bias", "(2, 2, 5, 7)", "(2, 4, 5, 7)"]),
     "causal is ambiguous": (ValueError, {"causal": True}, ["causal", "5", "7", "top_left", "bottom_right"]),
     "causal misspelt": (ValueError, {"causal": "topleft"}, ["causal", "topleft", "top_left", "bottom_right"]),
@@ -80,18 +115,57 @@ CASES = {
     "kv_lengths of three": (ValueError, {"kv_lengths": np.array([1, 2, 3])}, ["kv_lengths", "(3,)", "(2,)"]),
     "kv_lengths rank 2": (ValueError, {"kv_lengths": np.array([[1, 2]])}, ["kv_lengths", "(1, 2)"]),
     "kv_lengths float": (TypeError, {"kv_lengths": np.array([1.0, 2.0])}, ["kv_lengths", "float64"]),
+    "kv_lengths ragged": (ValueError, {"kv_lengths": [[1], [1, 2]]}, ["kv_lengths"]),
+    "kv_lengths beyond int64": (
+        ValueError,
+        {"kv_lengths": np.array([1, 2**63], "u8")},
+        ["kv_lengths", f"{2**63}, which is beyond int64"],
+    ),
     "kv_lengths bool": (TypeError, {"kv_lengths": np.array([True, False])}, ["kv_lengths", "bool"]),
     "scale NaN": (ValueError, {"scale": float("nan")}, ["scale", "nan"]),
     "scale infinite": (ValueError, {"scale": float("-inf")}, ["scale", "-inf"]),
     "scale beyond float32": (ValueError, {"scale": 1e39}, ["scale", "1e+39"]),
     "scale text": (TypeError, {"scale": "1"}, ["scale"]),
+    "window negative": (ValueError, {"window": (-1, 0)}, ["window", "-1", "None"]),
+    "window negative to the right": (ValueError, {"window": (None, -2)}, ["window", "-2", "None"]),
+    "window one number": (TypeError, {"window": 3}, ["window", "3", "(left, right)"]),
+    "window of three": (TypeError, {"window": (1, 2, 3)}, ["window", "(1, 2, 3)", "(left, right)"]),
+    "window float": (TypeError, {"window": (1.0, 2)}, ["window", "1.0", "integer"]),
+    "window bool": (TypeError, {"window": (True, 2)}, ["window", "True", "integer"]),
+    "softcap 0": (ValueError, {"softcap": 0.0}, ["softcap", "0.0"]),
+    "softcap negative": (ValueError, {"softcap": -30}, ["softcap", "-30"]),
+    "softcap NaN": (ValueError, {"softcap": float("nan")}, ["softcap", "nan"]),
+    "softcap infinite": (ValueError, {"softcap": np.inf}, ["softcap", "inf"]),
+    "softcap below float32": (ValueError, {"softcap": 1e-40}, ["softcap", "1e-40"]),
+    "softcap text": (TypeError, {"softcap": "30"}, ["softcap", "str"]),
+    "alibi_slopes of kv heads": (ValueError, {"alibi_slopes": zeros(2)}, ["alibi_slopes", "(2,)", "(4,)"]),
+    "alibi_slopes rank 2": (ValueError, {"alibi_slopes": zeros(4, 1)}, ["alibi_slopes", "(4, 1)", "(4,)"]),
+    "alibi_slopes one number": (TypeError, {"alibi_slopes": 0.5}, ["alibi_slopes", "float"]),
+    "alibi_slopes NaN": (ValueError, {"alibi_slopes": np.full(4, np.nan)}, ["alibi_slopes", "nan", "finite"]),
+    "alibi_slopes beyond float32": (
+        ValueError,
+        {"alibi_slopes": [1, 1, 1, 1e39]},
+        ["alibi_slopes", "1.e+39"],
+    ),
+    "alibi_slopes bool": (
+        TypeError,
+        {"alibi_slopes": zeros(4, dtype=bool)},
+        ["alibi_slopes", "bool", "real"],
+    ),
+    "sinks complex": (TypeError, {"sinks": zeros(4, dtype=complex)}, ["sinks", "complex128", "real"]),
+    "sinks of five": (ValueError, {"sinks": [0.0] * 5}, ["sinks", "(5,)", "(4,)"]),
+    "sinks object": (TypeError, {"sinks": zeros(4, dtype=object)}, ["sinks", "object", "real"]),
+    "precision unknown": (ValueError, {"precision": "float16"}, ["precision", "float16", "bfloat16"]),
+    "precision a dtype": (ValueError, {"precision": np.float32}, ["precision", "float32", "bfloat16"]),
     "num_threads 0": (ValueError, {"num_threads": 0}, ["num_threads", "0"]),
     "num_threads negative": (ValueError, {"num_threads": -3}, ["num_threads", "-3"]),
     "num_threads text": (TypeError, {"num_threads": "2"}, ["num_threads", "str"]),
     "num_threads float": (TypeError, {"num_threads": 2.0}, ["num_threads", "float"]),
     "out of another shape": (ValueError, {"out": zeros(2, 4, 5, 9)}, ["out", "(2, 4, 5, 9)", "(2, 4, 5, 8)"]),
     "out float64": (TypeError, {"out": zeros(2, 4, 5, 8, dtype=np.float64)}, ["out", "float64", "float32"]),
-    "out is a list": (TypeError, {"out": []}, ["out"]),
+    "out float16": (TypeError, {"out": zeros(2, 4, 5, 8, dtype=np.float16)}, ["out", "float16", "float32"]),
+    "out is a list": (TypeError, {"out": []}, ["out", "list"]),
+    "out is bytes": (TypeError, {"out": bytes(1280)}, ["out", "uint8", "float32"]),
     "an unknown option": (TypeError, {"dropuot": 0.5}, ["dropuot"]),
 }
 
@@ -106,28 +180,45 @@ def test_one_clear_error(good, name):
     assert not missing, f"{message!r} does not say {missing}"
 
 
-WEIGHTS_CASES = [
+WITHOUT_VALUE = [
     name
     for name, (_, spoiled, _) in CASES.items()
     if not {"value", "out"} & spoiled.keys() and name not in ("kv_len differs", "kv heads differ")
 ]
 
 
-@pytest.mark.parametrize("name", WEIGHTS_CASES)
-def test_attention_weights_says_the_same(good, name):
+@pytest.mark.parametrize("name", WITHOUT_VALUE)
+@pytest.mark.parametrize("function", [selfattn.attention_weights, selfattn.attention_column_sums])
+def test_its_siblings_say_the_same(good, function, name):
     error, spoiled, parts = CASES[name]
     del good["value"]
     with pytest.raises(error) as caught:
-        selfattn.attention_weights(**{**good, **spoiled})
+        function(**{**good, **spoiled})
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_bfloat16_precision_is_not_for_float64(good):
+    wide = {name: array.astype(np.float64) for name, array in good.items()}
+    with pytest.raises(ValueError, match=r"precision.*float64"):
+        selfattn.attention(**wide, precision="bfloat16")
+
+
+def test_numbers_beyond_float32_are_for_float64(good):
+    wide = {name: array.astype(np.float64) for name, array in good.items()}
+    selfattn.attention(**wide, scale=1e39, alibi_slopes=[1e39] * 4, softcap=1e300)
+    with pytest.raises(ValueError, match=r"scale.*float64"):
+        selfattn.attention(**wide, scale=np.inf)
 
 
 @pytest.mark.parametrize(
     ("rows", "error", "parts"),
     [
-        ([5], (ValueError, IndexError), ["rows", "5"]),
+        ([5], ValueError, ["rows", "5"]),
         ([0.5], TypeError, ["rows", "float64"]),
+        ([-6], ValueError, ["rows", "-6"]),
+        ([True], TypeError, ["rows", "bool"]),
         ([[0]], ValueError, ["rows", "(1, 1)"]),
+        (2, ValueError, ["rows", "()"]),
     ],
 )
 def test_rows_of_attention_weights(good, rows, error, parts):
@@ -153,6 +244,19 @@ def test_an_error_leaves_out_untouched(good):
     out = np.full((2, 4, 5, 8), 7, np.float32)
     with pytest.raises(ValueError, match="causal"):
         selfattn.attention(**good, causal=True, out=out)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_call_that_ends_half_way_leaves_out_untouched(good, monkeypatch, error):
+    def write_half(query, key, value, out, *rest, **options):
+        out.reshape(-1)[::2] = 1
+        raise error
+
+    monkeypatch.setattr(_kernels, "attention", write_half)
+    out = np.full((2, 4, 5, 8), 7, np.float32)
+    with pytest.raises(error):
+        selfattn.attention(**good, out=out)
     assert (out == 7).all()
 
 

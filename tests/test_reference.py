@@ -89,6 +89,8 @@ def test_matches_an_independent_loop(features, causal):
     bias = np.broadcast_to(given.get("bias", 0.0), (2, 4, 5, 7))
     for b, h, i in itertools.product(range(2), range(4), range(5)):
         position = i if causal == "top_left" else i + 2
+        if causal == "bottom_right" and "kv_lengths" in given:
+            position = i + given["kv_lengths"][b] - 5
 
         def sees(j, b=b, h=h, i=i, position=position):
             return (
@@ -137,6 +139,15 @@ def test_rows_selects_queries():
     np.testing.assert_array_equal(
         attention_weights(query, key, causal="bottom_right", rows=[4, 0]), every[:, :, [4, 0]]
     )
+
+
+def test_column_sums_add_up_what_each_key_receives():
+    query, key, _ = qkv()
+    given = {"causal": "bottom_right", "kv_lengths": np.array([7, 4]), "sinks": np.ones(4)}
+    sums = reference.attention_column_sums(query, key, **given)
+    assert sums.shape == (2, 4, 7)
+    np.testing.assert_array_equal(sums, attention_weights(query, key, **given).sum(axis=2))
+    np.testing.assert_array_equal(sums[1, :, 4:], 0)
 
 
 def test_permuting_keys_changes_nothing_and_permuting_queries_permutes_rows():

@@ -73,12 +73,31 @@ def test_an_unknown_causal_is_refused():
         attention(*qkv(), causal="left")
 
 
-def test_bottom_right_measures_from_the_last_of_all_keys_not_of_kv_lengths():
-    query, key = arrays((2, 1, 2, 4), (2, 1, 5, 4))
-    seen = attention_weights(query, key, causal="bottom_right", kv_lengths=np.array([5, 3]))[:, 0] > 0
+def test_bottom_right_measures_from_the_last_key_of_each_item():
+    query, key = arrays((3, 1, 2, 4), (3, 1, 5, 4))
+    given = {"causal": "bottom_right", "kv_lengths": np.array([5, 3, 1])}
     i, j = np.indices((2, 5))
-    np.testing.assert_array_equal(seen[0], j <= i + 3)
-    np.testing.assert_array_equal(seen[1], (j <= i + 3) & (j < 3))
+    for item, length in enumerate(given["kv_lengths"]):
+        position = i + length - 2
+        seen = attention_weights(query, key, **given)[item, 0] > 0
+        np.testing.assert_array_equal(seen, j <= position)
+        near = attention_weights(query, key, window=(1, None), **given)[item, 0] > 0
+        np.testing.assert_array_equal(near, (j <= position) & (j >= position - 1))
+
+
+@pytest.mark.parametrize("causal", [False, "top_left"])
+def test_otherwise_lengths_do_not_move_the_queries(causal):
+    query, key = arrays((2, 1, 2, 4), (2, 1, 5, 4))
+    given = {"causal": causal, "window": (1, 0), "kv_lengths": np.array([5, 3])}
+    seen = attention_weights(query, key, **given)[:, 0] > 0
+    i, j = np.indices((2, 5))
+    position = i if causal else i + 3
+    for item, length in enumerate((5, 3)):
+        expected = (j >= position - 1) & (j <= position) & (j < length)
+        np.testing.assert_array_equal(seen[item], expected)
+    padded_self_attention = attention_weights(key, key, causal=True, kv_lengths=np.array([5, 3]))[:, 0] > 0
+    i, j = np.indices((5, 5))
+    np.testing.assert_array_equal(padded_self_attention[1], (j <= i) & (j < 3))
 
 
 @pytest.mark.parametrize("window", [(0, 0), (2, 0), (None, 1), (1, None), (None, None), (0, 10)])

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn.attention import attention, attention_weights
+from selfattn.attention import attention_weights
 from selfattn.layers.base import Array
+from selfattn.varlen import varlen_attention
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,20 +65,8 @@ class Ragged:
 
     def attend(self, query: Array, key: Array, value: Array, **how: Any) -> Array:
         """Each sequence attends to itself: (tokens, heads, dim) arrays -> (tokens, num_heads * value_dim)."""
-        heads, value_dim = query.shape[1], value.shape[2]
-        out = np.empty((len(query), heads, value_dim), dtype=np.float32)
-        lengths = self.lengths
-        if lengths.size and (lengths == lengths[0]).all():  # nothing ragged: one call for the whole batch
-
-            def by_item(array: Array) -> Array:  # (tokens, heads, dim) -> a view (batch, heads, seq_len, dim)
-                return array.reshape(lengths.size, lengths[0], *array.shape[1:]).swapaxes(1, 2)
-
-            attention(by_item(query), by_item(key), by_item(value), out=by_item(out), **how)
-        else:
-            for begin, end in zip(self.cu_seqlens[:-1], self.cu_seqlens[1:], strict=True):
-                item = (array[begin:end].swapaxes(0, 1) for array in (query, key, value))
-                attention(*item, out=out[begin:end].swapaxes(0, 1), **how)
-        return out.reshape(len(query), heads * value_dim)
+        out: Array = varlen_attention(query, key, value, self.cu_seqlens, **how)
+        return out.reshape(len(out), out.shape[1] * out.shape[2])
 
     def attention_weights(self, query: Array, key: Array, **how: Any) -> Array:
         """(batch, num_heads, longest, longest), zeros in the padding; without batch when x had none."""

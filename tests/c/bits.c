@@ -31,13 +31,36 @@ static float *floats(ptrdiff_t n)
     return x;
 }
 
-/* FNV-1a over the bytes. */
-static uint64_t hash(const float *x, ptrdiff_t n, uint64_t h)
+static const size_t SIZES[] = {[SA_FLOAT32] = 4, [SA_FLOAT64] = 8, [SA_FLOAT16] = 2, [SA_BFLOAT16] = 2, [SA_INT8] = 1};
+
+/* Numbers of any dtype, finite and of moderate size. */
+static void *numbers(enum sa_dtype dtype, ptrdiff_t n)
 {
-    const unsigned char *bytes = (const unsigned char *)x;
-    for (size_t i = 0; i < (size_t)n * sizeof *x; ++i)
+    char *data = (char *)room(2 * n), *at = data;
+    for (ptrdiff_t i = 0; i < n; ++i, at += SIZES[dtype]) {
+        float x = random_float();
+        double wide = (double)x * 1.0000001;
+        unsigned r = (unsigned)(random_state >> 33);
+        uint16_t float16 = (uint16_t)((r & 0x83ff) | (10 + r / 1024 % 8) << 10);
+        uint16_t bfloat16 = (uint16_t)((r & 0x807f) | (120 + r / 128 % 9) << 7);
+        const void *source[] = {&x, &wide, &float16, &bfloat16, &r};
+        memcpy(at, source[dtype], SIZES[dtype]);
+    }
+    return data;
+}
+
+/* FNV-1a over the bytes. */
+static uint64_t hash_bytes(const void *x, size_t n, uint64_t h)
+{
+    const unsigned char *bytes = x;
+    for (size_t i = 0; i < n; ++i)
         h = (h ^ bytes[i]) * 1099511628211u;
     return h;
+}
+
+static uint64_t hash(const float *x, ptrdiff_t n, uint64_t h)
+{
+    return hash_bytes(x, (size_t)n * sizeof *x, h);
 }
 
 static const uint64_t HASH_START = 14695981039346656037u;
@@ -57,41 +80,97 @@ static struct sa_array array(void *data, size_t size, ptrdiff_t heads, ptrdiff_t
     return (struct sa_array){.data = data, .leading = {heads * head}, .head = head, .row = row, .col = col};
 }
 
-enum { ITEMS = 2, HEADS = 4, KV_HEADS = 2 };
-enum masking { NO_MASK, CAUSAL, BOTTOM_RIGHT, LENGTHS, MASK_AND_BIAS, NUM_MASKINGS };
+enum { ITEMS = 2, HEADS = 4, KV_HEADS = 2, PAGE = 40 };
+enum masking {
+    NO_MASK,
+    CAUSAL,
+    BOTTOM_RIGHT,
+    LENGTHS,
+    MASK_AND_BIAS,
+    WINDOW,
+    SOFTCAP,
+    ALIBI_AND_SINKS,
+    EVERYTHING,
+    PACKED,
+    PAGES,
+    NUM_MASKINGS
+};
 
 static void mask_by(enum masking how, struct sa_attention *a, ptrdiff_t q_len, ptrdiff_t kv_len)
 {
     static int64_t lengths[ITEMS];
-    a->causal = how == CAUSAL ? SA_CAUSAL_TOP_LEFT : how == BOTTOM_RIGHT ? SA_CAUSAL_BOTTOM_RIGHT : SA_NOT_CAUSAL;
-    if (how == LENGTHS) {
+    static const double slopes[HEADS] = {0.5, 0.25, 0.125, 0.0625}, sinks[HEADS] = {0.0, 1.0, -2.0, 3.0};
+    int all = how == EVERYTHING;
+    a->causal = how == CAUSAL                ? SA_CAUSAL_TOP_LEFT
+                : how == BOTTOM_RIGHT || all ? SA_CAUSAL_BOTTOM_RIGHT
+                                             : SA_NOT_CAUSAL;
+    if (how == LENGTHS || how == PAGES || all) {
         lengths[0] = kv_len / 2;
         lengths[1] = kv_len;
         a->kv_lengths = lengths;
         a->items_per_length = 1;
     }
-    if (how == MASK_AND_BIAS) {
+    if (how == MASK_AND_BIAS || all) {
         ptrdiff_t n = ITEMS * HEADS * q_len * kv_len;
         char *mask = malloc((size_t)n + 1);
         if (!mask) exit(3);
         for (ptrdiff_t i = 0; i < n; ++i)
             mask[i] = random_float() < 2.0f;
         a->mask = array(mask, 1, HEADS, q_len, kv_len);
-        a->bias = array(floats(n), sizeof(float), HEADS, q_len, kv_len);
+        a->bias_dtype = a->dtype;
+        a->bias = array(numbers(a->dtype, n), SIZES[a->dtype], HEADS, q_len, kv_len);
+    }
+    if (how == WINDOW || all) {
+        a->left = (struct sa_side){1, 1 + kv_len / 3};
+        a->right = (struct sa_side){1, 2};
+    }
+    if (how == SOFTCAP || all) a->softcap = 3.0;
+    if (how == ALIBI_AND_SINKS || all) {
+        a->alibi_slopes = slopes;
+        a->sinks = sinks;
     }
 }
 
-static void attention(ptrdiff_t q_len, ptrdiff_t kv_len, ptrdiff_t head_dim, ptrdiff_t value_dim, enum masking how)
+/* The first item's rows as two packed sequences; or keys as pages, in another order, the same for all heads. */
+static void lie_as(enum masking how, struct sa_attention *a)
 {
-    ptrdiff_t out_size = ITEMS * HEADS * q_len * value_dim, lse_size = ITEMS * HEADS * q_len;
-    float *query = floats(ITEMS * HEADS * q_len * head_dim), *key = floats(ITEMS * KV_HEADS * kv_len * head_dim);
-    float *value = floats(ITEMS * KV_HEADS * kv_len * value_dim), *out = floats(out_size), *lse = floats(lse_size);
+    static int64_t q[ITEMS + 1], kv[ITEMS + 1], table[ITEMS * 100];
+    if (how == PACKED) {
+        q[1] = a->q_len / 2, q[2] = a->q_len;
+        kv[1] = a->kv_len / 3, kv[2] = a->kv_len;
+        a->cu_seqlens_q = q, a->cu_seqlens_kv = kv;
+        a->num_leading = 0;
+    }
+    if (how == PAGES) {
+        ptrdiff_t pages = (a->kv_len + PAGE - 1) / PAGE, row = a->key.row, value_row = a->value.row;
+        a->key = (struct sa_array){.data = a->key.data, .leading = {PAGE * row}, .row = row, .col = a->key.col};
+        a->value = (struct sa_array){
+            .data = a->value.data, .leading = {PAGE * value_row}, .row = value_row, .col = a->value.col};
+        for (ptrdiff_t i = 0; i < ITEMS * pages; ++i)
+            table[i] = (i * 7 + 1) % pages;
+        a->block_table = table;
+        a->table_width = pages;
+        a->page_size = PAGE;
+    }
+}
+
+static void attention(enum sa_dtype dtype, enum sa_dtype kv_dtype, const ptrdiff_t lengths[2], const ptrdiff_t dims[2],
+                      enum masking how)
+{
+    ptrdiff_t q_len = lengths[0], kv_len = lengths[1], head_dim = dims[0], value_dim = dims[1];
+    ptrdiff_t rows = ITEMS * HEADS * q_len, keys = ITEMS * KV_HEADS * (kv_len + PAGE);
+    void *query = numbers(dtype, rows * head_dim), *key = numbers(kv_dtype, keys * head_dim);
+    void *value = numbers(kv_dtype, keys * value_dim), *out = numbers(dtype, rows * value_dim);
+    void *lse = numbers(SA_FLOAT64, rows), *scales = floats(keys);
+    size_t size = SIZES[dtype], kv_size = SIZES[kv_dtype];
     struct sa_attention a = {
-        .query = array(query, sizeof(float), HEADS, q_len, head_dim),
-        .key = array(key, sizeof(float), KV_HEADS, kv_len, head_dim),
-        .value = array(value, sizeof(float), KV_HEADS, kv_len, value_dim),
-        .out = array(out, sizeof(float), HEADS, q_len, value_dim),
-        .lse = array(lse, sizeof(float), HEADS, q_len, 1),
+        .query = array(query, size, HEADS, q_len, head_dim),
+        .key = array(key, kv_size, KV_HEADS, kv_len, head_dim),
+        .value = array(value, kv_size, KV_HEADS, kv_len, value_dim),
+        .out = array(out, size, HEADS, q_len, value_dim),
+        .lse = array(lse, dtype == SA_FLOAT64 ? 8 : 4, HEADS, q_len, 1),
+        .dtype = dtype,
+        .kv_dtype = kv_dtype,
         .num_leading = 1,
         .leading_shape = {ITEMS},
         .items = ITEMS,
@@ -101,13 +180,15 @@ static void attention(ptrdiff_t q_len, ptrdiff_t kv_len, ptrdiff_t head_dim, ptr
         .kv_len = kv_len,
         .head_dim = head_dim,
         .value_dim = value_dim,
-        .scale = 0.25f,
+        .scale = 0.25,
     };
+    if (kv_dtype == SA_INT8) a.key_scale = a.value_scale = array(scales, sizeof(float), KV_HEADS, kv_len, 1);
     mask_by(how, &a, q_len, kv_len);
-    if (sa_attention_run(kernels, &a, 0, 2) != 0) exit(4);
-    report("attention", (ptrdiff_t[]){q_len, kv_len, head_dim, value_dim, how}, 5,
-           hash(lse, lse_size, hash(out, out_size, HASH_START)));
-    free(query), free(key), free(value), free(out), free(lse);
+    lie_as(how, &a);
+    if (sa_attention_run(kernels, &a, SA_ATTENTION, 2) != 0) exit(4);
+    report("attention", (ptrdiff_t[]){dtype, kv_dtype, q_len, kv_len, head_dim, value_dim, how}, 7,
+           hash_bytes(lse, (size_t)rows * 8, hash_bytes(out, (size_t)(rows * value_dim) * size, HASH_START)));
+    free(query), free(key), free(value), free(out), free(lse), free(scales);
     free(a.mask.data), free(a.bias.data);
 }
 
@@ -160,12 +241,18 @@ static void all_attention(void)
 {
     static const ptrdiff_t lengths[][2] = {{1, 1}, {1, 40}, {3, 17}, {5, 300}, {17, 33}, {35, 97}, {70, 193}};
     static const ptrdiff_t dims[][2] = {{1, 1}, {7, 9}, {16, 16}, {33, 65}, {64, 64}, {129, 24}};
-    for (size_t l = 0; l < sizeof lengths / sizeof *lengths; ++l)
-        for (size_t d = 0; d < sizeof dims / sizeof *dims; ++d)
-            for (int how = NO_MASK; how < NUM_MASKINGS; ++how)
-                attention(lengths[l][0], lengths[l][1], dims[d][0], dims[d][1], (enum masking)how);
-    attention(2, 3100, 32, 32, NO_MASK);
-    attention(20, 1600, 24, 24, BOTTOM_RIGHT);
+    static const enum sa_dtype dtypes[][2] = {{SA_FLOAT32, SA_FLOAT32},
+                                              {SA_FLOAT64, SA_FLOAT64},
+                                              {SA_FLOAT16, SA_FLOAT16},
+                                              {SA_BFLOAT16, SA_BFLOAT16},
+                                              {SA_FLOAT32, SA_INT8}};
+    for (size_t t = 0; t < sizeof dtypes / sizeof *dtypes; ++t)
+        for (size_t l = 0; l < sizeof lengths / sizeof *lengths; ++l)
+            for (size_t d = t ? 3 : 0; d < sizeof dims / sizeof *dims; d += t ? 2 : 1)
+                for (int how = NO_MASK; how < NUM_MASKINGS; ++how)
+                    attention(dtypes[t][0], dtypes[t][1], lengths[l], dims[d], (enum masking)how);
+    attention(SA_FLOAT32, SA_FLOAT32, (ptrdiff_t[]){2, 3100}, (ptrdiff_t[]){32, 32}, NO_MASK);
+    attention(SA_FLOAT32, SA_FLOAT32, (ptrdiff_t[]){20, 1600}, (ptrdiff_t[]){24, 24}, BOTTOM_RIGHT);
 }
 
 static void all_layers(void)

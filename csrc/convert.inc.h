@@ -1,0 +1,142 @@
+/* convert.inc.h -- rows in memory, of any dtype, stride and alignment, as numbers to compute with; and back. */
+
+INLINE ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b)
+{
+    return a < b ? a : b;
+}
+INLINE ptrdiff_t larger(ptrdiff_t a, ptrdiff_t b)
+{
+    return a > b ? a : b;
+}
+
+static ptrdiff_t size_of(enum sa_dtype dtype)
+{
+    static const ptrdiff_t sizes[] = {
+        [SA_FLOAT32] = 4, [SA_FLOAT64] = 8, [SA_FLOAT16] = 2, [SA_BFLOAT16] = 2, [SA_INT8] = 1};
+    return sizes[dtype];
+}
+
+#ifdef SA_FLOAT64_KERNELS /* float64 goes with float64, or with a bias of float32 */
+INLINE void widen_halves(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype, real *to)
+{
+    (void)from, (void)col, (void)n, (void)dtype, (void)to;
+}
+INLINE void narrow_halves(vreal x, char *to, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype)
+{
+    (void)x, (void)to, (void)col, (void)n, (void)dtype;
+}
+#else
+INLINE vreal widen_half(enum sa_dtype dtype, vhalf h)
+{
+    return dtype == SA_FLOAT16 ? widen_float16(h) : widen_bfloat16(h);
+}
+INLINE vhalf narrow_half(enum sa_dtype dtype, vreal x)
+{
+    return dtype == SA_FLOAT16 ? narrow_float16(x) : narrow_bfloat16(x);
+}
+
+static void widen_halves(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype, real *to)
+{
+    ptrdiff_t i = 0;
+    for (; col == 2 && i + LANES <= n; i += LANES)
+        vstore(to + i, widen_half(dtype, *(const vhalf *)(from + i * col)));
+    for (; i < n; i += LANES) {
+        uint16_t buffer[LANES] = {0};
+        ptrdiff_t lanes = smaller(LANES, n - i);
+        for (ptrdiff_t j = 0; j < lanes; ++j)
+            buffer[j] = *(const half_any *)(from + (i + j) * col);
+        vstore_first(to + i, widen_half(dtype, *(const vhalf *)buffer), lanes);
+    }
+}
+
+/* n <= LANES numbers of a vector. */
+INLINE void narrow_halves(vreal x, char *to, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype)
+{
+    vhalf h = narrow_half(dtype, x);
+    if (col == 2 && n == LANES)
+        *(vhalf *)to = h;
+    else
+        for (ptrdiff_t i = 0; i < n; ++i)
+            *(half_any *)(to + i * col) = h[i];
+}
+#endif
+
+/* n numbers of a row, side by side. */
+static void widen_row(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype, real *to)
+{
+    if (dtype == SA_REAL && col == (ptrdiff_t)sizeof(real)) {
+        memcpy(to, from, (size_t)n * sizeof(real));
+    } else if (dtype == SA_REAL) {
+        for (ptrdiff_t i = 0; i < n; ++i)
+            to[i] = *(const scalar_any *)(from + i * col);
+    } else if (dtype == SA_FLOAT32) {
+        for (ptrdiff_t i = 0; i < n; ++i)
+            to[i] = *(const float_any *)(from + i * col);
+    } else if (dtype == SA_INT8) {
+        for (ptrdiff_t i = 0; i < n; ++i)
+            to[i] = *(const signed char *)(from + i * col);
+    } else {
+        widen_halves(from, col, n, dtype, to);
+    }
+}
+
+/* n <= LANES numbers of a row; the other lanes are zero. */
+INLINE vreal load_row(const char *row, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype)
+{
+    if (dtype == SA_REAL && col == (ptrdiff_t)sizeof(real))
+        return n == LANES ? vload((const real *)row) : vload_first((const real *)row, n);
+    real buffer[LANES] = {0};
+    widen_row(row, col, n, dtype, buffer);
+    return vload(buffer);
+}
+
+INLINE void store_row(char *row, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype, vreal v)
+{
+    if (dtype != SA_REAL) {
+        narrow_halves(v, row, col, n, dtype);
+    } else if (col != (ptrdiff_t)sizeof(real)) {
+        for (ptrdiff_t i = 0; i < n; ++i)
+            *(scalar_any *)(row + i * col) = v[i];
+    } else if (n == LANES) {
+        vstore((real *)row, v);
+    } else {
+        vstore_first((real *)row, v, n);
+    }
+}
+
+/* Steps of a sum of n products. */
+INLINE ptrdiff_t steps(ptrdiff_t n)
+{
+    return (n + TERMS - 1) / TERMS;
+}
+
+/* LANES rows, n of them given, become columns: tile[j] holds the numbers at offset + j * col. */
+INLINE void load_turned(const char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col, ptrdiff_t width,
+                        enum sa_dtype dtype, vreal tile[LANES])
+{
+    if (n == LANES && width == LANES && col == (ptrdiff_t)sizeof(real) && dtype == SA_REAL) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i)
+            tile[i] = vload((const real *)(rows[i] + offset));
+    } else {
+        for (int i = 0; i < LANES; ++i) {
+            tile[i] = vsplat(0.0f);
+            if (i < n) tile[i] = load_row(rows[i] + offset, col, width, dtype);
+        }
+    }
+    vtranspose(tile);
+}
+
+INLINE void store_turned(vreal tile[LANES], char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col,
+                         ptrdiff_t width, enum sa_dtype dtype)
+{
+    vtranspose(tile);
+    if (n == LANES && width == LANES && col == (ptrdiff_t)sizeof(real) && dtype == SA_REAL) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i)
+            vstore((real *)(rows[i] + offset), tile[i]);
+    } else {
+        for (ptrdiff_t i = 0; i < n; ++i)
+            store_row(rows[i] + offset, col, width, dtype, tile[i]);
+    }
+}

@@ -1,0 +1,61 @@
+/* vector_half.inc.h -- float16 and bfloat16, LANES at a time: widened exactly, narrowed to the nearest (ties to even). */
+
+typedef uint16_t vhalf __attribute__((vector_size(SA_VECTOR_BYTES / 2), aligned(1), may_alias));
+
+INLINE vreal widen_bfloat16(vhalf h)
+{
+    return (vreal)(__builtin_convertvector(h, vbits) << 16);
+}
+INLINE vhalf narrow_bfloat16(vreal x)
+{
+    vbits b = (vbits)x, rounded = b + 0x7fff + (b >> 16 & 1);
+    vint nan = x != x;
+    return __builtin_convertvector(((vbits)nan & (b | 0x400000)) >> 16 | (~(vbits)nan & rounded) >> 16, vhalf);
+}
+
+#if SA_VECTOR_BYTES == 64
+INLINE vreal widen_float16(vhalf h)
+{
+    return (vreal)_mm512_cvtph_ps((__m256i)h);
+}
+INLINE vhalf narrow_float16(vreal x)
+{
+    return (vhalf)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif SA_VECTOR_BYTES == 32
+INLINE vreal widen_float16(vhalf h)
+{
+    return (vreal)_mm256_cvtph_ps((__m128i)h);
+}
+INLINE vhalf narrow_float16(vreal x)
+{
+    return (vhalf)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(__aarch64__) && SA_FMA
+INLINE vreal widen_float16(vhalf h)
+{
+    return (vreal)vcvt_f32_f16((float16x4_t)h);
+}
+INLINE vhalf narrow_float16(vreal x)
+{
+    return (vhalf)vcvt_f16_f32((float32x4_t)x);
+}
+#else
+/* The exponents differ by 112; a multiplication moves it, subnormals included. */
+INLINE vreal widen_float16(vhalf h)
+{
+    vbits b = __builtin_convertvector(h, vbits), magnitude = (b & 0x7fff) << 13;
+    vint special = magnitude >= 0x0f800000; /* Inf or NaN */
+    return (vreal)((vbits)((vreal)magnitude * 0x1p112f) | ((vbits)special & 0x7f800000) | (b & 0x8000) << 16);
+}
+INLINE vhalf narrow_float16(vreal x)
+{
+    vbits b = (vbits)x, magnitude = b & 0x7fffffff;
+    vbits normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    vbits subnormal = (vbits)((vreal)magnitude + 0.5f) - 0x3f000000; /* the addition rounds at 2^-24 */
+    vbits small = (vbits)(magnitude < 0x38800000), large = (vbits)(magnitude >= 0x47800000);
+    vbits nan = (vbits)(magnitude > 0x7f800000), special = 0x7c00 | (nan & (0x200 | magnitude >> 13));
+    vbits h = (small & subnormal) | (~small & ((large & special) | (~large & normal)));
+    return __builtin_convertvector((h & 0x7fff) | (b >> 16 & 0x8000), vhalf);
+}
+#endif

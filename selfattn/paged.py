@@ -1,0 +1,150 @@
+"""Attention over keys and values that lie in pages, as a server of many growing sequences keeps them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from selfattn import _kernels
+from selfattn._arguments import (
+    Array,
+    Causal,
+    Sizes,
+    alignment,
+    arithmetic,
+    finish,
+    mask_and_bias,
+    operands,
+    options,
+    require_heads,
+    target,
+)
+from selfattn._checks import as_integers, as_lengths
+from selfattn.runtime import resolve_num_threads
+
+if TYPE_CHECKING:  # numpy.typing is slow to import
+    import numpy.typing as npt
+
+    from selfattn._arguments import AnyArray
+
+
+def paged_attention(
+    query: AnyArray,
+    key_pages: AnyArray,
+    value_pages: AnyArray,
+    block_tables: npt.ArrayLike,
+    kv_lengths: npt.ArrayLike,
+    *,
+    mask: AnyArray | None = None,
+    bias: AnyArray | None = None,
+    causal: Causal = False,
+    window: tuple[int | None, int | None] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: npt.ArrayLike | None = None,
+    sinks: npt.ArrayLike | None = None,
+    precision: Literal["bfloat16"] | None = None,
+    return_lse: bool = False,
+    out: AnyArray | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """`attention` over keys and values that lie in pages, read in place: the same bits as side by side.
+
+    Key j of item b is key_pages[block_tables[b, j // page_size], :, j % page_size], as in "Efficient Memory
+    Management for Large Language Model Serving with PagedAttention" (Kwon et al., 2023), section 4.1. Pages
+    may be of any size, lie in any order, and be shared.
+
+    Args:
+        query: (batch, num_heads, q_len, head_dim), float32, float64, float16 or bfloat16, any strides.
+        key_pages: (num_pages, num_kv_heads, page_size, head_dim) of the same dtype.
+        value_pages: (num_pages, num_kv_heads, page_size, value_dim) of the same dtype.
+        block_tables: (batch, max_pages) integers; entries beyond an item's last page are not looked at.
+        kv_lengths: (batch,) integers: the kv_len of each item. Where positions count, its last query stands
+            at its last key; with causal=True and "top_left" its first at its first.
+        mask, bias: broadcast to (batch, num_heads, q_len, max(kv_lengths)).
+        causal, ..., num_threads: as in `attention`. causal=True needs kv_lengths of q_len.
+
+    Returns:
+        (batch, num_heads, q_len, value_dim) in the query's dtype; with return_lse also lse, (batch,
+        num_heads, q_len).
+
+    Raises:
+        TypeError, ValueError: as `attention`; block_tables with a used entry that is no page, naming it.
+    """
+    names = ("query", "key_pages", "value_pages")
+    query, key_pages, value_pages = operands(query, key_pages, value_pages, names=names)
+    _require_pages(query, key_pages, value_pages)
+    lengths, tables = _lengths_and_tables(kv_lengths, block_tables, len(query), key_pages)
+    batch, num_heads, q_len, head_dim = query.shape
+    kv_len, value_dim = int(lengths.max(initial=0)), value_pages.shape[-1]
+    sizes: Sizes = (num_heads, key_pages.shape[1], q_len, kv_len, head_dim, value_dim)
+    mask, bias = mask_and_bias(mask, bias, (batch, num_heads, q_len, kv_len), query.dtype)
+    unequal = lengths[lengths != q_len]
+    diagonal = alignment(causal, q_len, unequal[0] if unequal.size else q_len)
+    factor, given = options(
+        num_heads,
+        head_dim,
+        query.dtype,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        precision=precision,
+    )
+    threads = resolve_num_threads(num_threads)
+    result = target(out, (batch, num_heads, q_len, value_dim), query.dtype)
+    lse = np.empty(result.shape[:-1], arithmetic(query.dtype)) if return_lse else None
+    _kernels.attention(
+        query, key_pages, value_pages, result, lse, mask, bias, (batch,), sizes, factor, diagonal, threads,
+        kv_lengths=lengths, block_tables=tables, **given,
+    )  # fmt: skip
+    finished = finish(result, out)
+    return (finished, lse) if return_lse else finished
+
+
+def _require_pages(query: Array, key_pages: Array, value_pages: Array) -> None:
+    if query.ndim != 4:
+        raise ValueError(f"query has shape {query.shape}; it must be (batch, num_heads, q_len, head_dim)")
+    for name, pages in (("key_pages", key_pages), ("value_pages", value_pages)):
+        if pages.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {pages.shape}; it must be (num_pages, num_kv_heads, page_size, dim)"
+            )
+    if key_pages.shape[:3] != value_pages.shape[:3]:
+        raise ValueError(
+            f"key_pages has shape {key_pages.shape} and value_pages {value_pages.shape}; "
+            "num_pages, num_kv_heads and page_size must be equal"
+        )
+    if key_pages.shape[2] == 0:
+        raise ValueError("page_size=0: a page needs room for at least 1 key")
+    if query.shape[-1] != key_pages.shape[-1]:
+        raise ValueError(
+            f"query has head_dim={query.shape[-1]} and key_pages has head_dim={key_pages.shape[-1]}; "
+            "they must be equal"
+        )
+    if query.shape[-1] == 0:
+        raise ValueError("head_dim=0: query and key_pages need at least 1 value per head")
+    require_heads(query.shape[1], key_pages.shape[1])
+
+
+def _lengths_and_tables(
+    kv_lengths: npt.ArrayLike, block_tables: npt.ArrayLike, batch: int, key_pages: Array
+) -> tuple[Array, Array]:
+    """Both checked and copied: (batch,) and (batch, max_pages)."""
+    num_pages, _, page_size, _ = key_pages.shape
+    tables = as_integers("block_tables", block_tables)
+    if tables.ndim != 2 or len(tables) != batch:
+        raise ValueError(f"block_tables has shape {tables.shape}; it must be (batch={batch}, max_pages)")
+    max_pages = tables.shape[1]
+    lengths = as_lengths("kv_lengths", kv_lengths, batch, max_pages * page_size, "max_pages * page_size")
+    used = np.arange(max_pages) * page_size < lengths[:, None]  # (batch, max_pages)
+    wrong = np.argwhere(used & ((tables < 0) | (tables >= num_pages)))
+    if wrong.size:
+        item, entry = wrong[0]
+        raise ValueError(
+            f"block_tables[{item}, {entry}]={tables[item, entry]} must be between 0 and num_pages - 1 = "
+            f"{num_pages - 1}; item {item} has {lengths[item]} keys in pages of {page_size}"
+        )
+    return lengths, tables
