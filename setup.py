@@ -6,7 +6,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+FLAGS = ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 FLAGS += os.environ.get("SELFATTN_CFLAGS", "").split()
 HEADERS = [str(path) for path in sorted(Path("csrc").glob("*.h"))]
 SOURCES = [str(path) for path in sorted(Path("csrc").glob("*.c"))]

@@ -3,41 +3,107 @@
  * A block of mask and bias becomes one panel of floats, keys x lanes: the bias, and -inf where the mask is False.
  * A masked key contributes nothing: its score becomes -inf and its weight exactly 0, whatever key and value hold. */
 
-/* out[k] = bias of key first + k for one row of the tile, or 0 without bias; -inf where the mask is False. Notes whether
- * some were. */
-static void expand_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row, ptrdiff_t first,
-                       ptrdiff_t n, real *out, int *some_masked, int *some_visible)
+/* Where one row of the tile has the element of a key, in mask or bias. */
+static const char *element(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t row,
+                           ptrdiff_t key)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads, query = row / group, head = row % group;
-    const char *mask = t->mask ? t->mask + query * a->mask.row + head * a->mask.head + first * a->mask.col : NULL;
-    const char *bias = t->bias ? t->bias + query * a->bias.row + head * a->bias.head + first * a->bias.col : NULL;
-    if (bias)
-        widen_row(bias, a->bias.col, n, a->bias_dtype, out);
+    ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    return data + row / group * array->row + row % group * array->head + key * array->col;
+}
+
+/* Do all lanes have the same row of this array? */
+static int same_row(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t rows)
+{
+    return rows == 1 || (array->row == 0 && (array->head == 0 || a->num_heads == a->num_kv_heads));
+}
+
+/* For each key of a block: is it shown to some row, is it hidden from some row? Sixteen keys at a time. */
+struct shown {
+    unsigned char some[SA_KEY_BLOCK], not_all[SA_KEY_BLOCK];
+};
+typedef unsigned char vbytes __attribute__((vector_size(16), aligned(1), may_alias));
+typedef signed char vflags __attribute__((vector_size(16), aligned(1), may_alias));
+
+static void scan_mask(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
+                      ptrdiff_t first, ptrdiff_t keys, struct shown *shown)
+{
+    ptrdiff_t k = 0, col = a->mask.col;
+    if (same_row(a, &a->mask, rows)) rows = 1;
+    for (; col == 1 && k + 16 <= keys; k += 16) {
+        vbytes some = {0}, not_all = {0};
+        for (ptrdiff_t i = 0; i < rows; ++i) {
+            vbytes mask = *(const vbytes *)element(a, &a->mask, t->mask, row0 + i, first + k);
+            some |= mask;
+            not_all |= (vbytes)(vflags)(mask == 0);
+        }
+        memcpy(shown->some + k, &some, sizeof some);
+        memcpy(shown->not_all + k, &not_all, sizeof not_all);
+    }
+    for (; k < keys; ++k) {
+        shown->some[k] = shown->not_all[k] = 0;
+        for (ptrdiff_t i = 0; i < rows; ++i) {
+            char mask = *element(a, &a->mask, t->mask, row0 + i, first + k);
+            shown->some[k] |= mask != 0;
+            shown->not_all[k] |= mask == 0;
+        }
+    }
+}
+
+/* Narrows the keys *first .. *last - 1 to those that the mask shows to some row. Returns whether one is left; `hidden`
+ * tells whether one of those is hidden from some row. */
+static int trim_to_mask(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
+                        ptrdiff_t *first, ptrdiff_t *last, int *hidden)
+{
+    struct shown shown;
+    ptrdiff_t begin = 0, end = *last - *first;
+    scan_mask(a, t, row0, rows, *first, end, &shown);
+    while (end > 0 && !shown.some[end - 1])
+        --end;
+    while (begin < end && !shown.some[begin])
+        ++begin;
+    begin = begin / TERMS * TERMS;
+    *hidden = 0;
+    for (ptrdiff_t k = begin; k < end; ++k)
+        *hidden |= shown.not_all[k];
+    *last = *first + end;
+    *first += begin;
+    return begin < end;
+}
+
+/* out[k] = bias of key first + k for one row of the tile, or 0 without bias; -inf where the mask is False. Returns
+ * whether a key is visible. */
+static int expand_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row, ptrdiff_t first,
+                      ptrdiff_t n, real *restrict out)
+{
+    if (t->bias)
+        widen_row(element(a, &a->bias, t->bias, row, first), a->bias.col, n, a->bias_dtype, out);
     else
         memset(out, 0, (size_t)n * sizeof(real));
-    if (mask && a->mask.col == 1) {
-        for (ptrdiff_t k = 0; k < n; ++k)
-            out[k] = mask[k] ? out[k] : -INFINITY;
-    } else if (mask) {
-        for (ptrdiff_t k = 0; k < n; ++k)
-            out[k] = mask[k * a->mask.col] ? out[k] : -INFINITY;
+    if (t->mask) {
+        const char *restrict mask = element(a, &a->mask, t->mask, row, first);
+        ptrdiff_t col = a->mask.col;
+        if (col == 1) {
+            for (ptrdiff_t k = 0; k < n; ++k)
+                out[k] = mask[k] ? out[k] : -INFINITY;
+        } else {
+            for (ptrdiff_t k = 0; k < n; ++k)
+                out[k] = mask[k * col] ? out[k] : -INFINITY;
+        }
     }
-    int masked = 0, visible = 0;
-    for (ptrdiff_t k = 0; k < n; ++k) {
-        masked |= out[k] == -INFINITY;
+    int visible = 0;
+    for (ptrdiff_t k = 0; k < n; ++k)
         visible |= out[k] != -INFINITY;
-    }
-    *some_masked |= masked;
-    *some_visible |= visible;
+    return visible;
 }
 
 /* The rows of one vector of lanes, transposed into the panel. */
-static void expand_lanes(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
-                         ptrdiff_t first, ptrdiff_t n, real *panel, ptrdiff_t width, int *masked, int *visible)
+static int expand_lanes(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
+                        ptrdiff_t first, ptrdiff_t n, real *panel, ptrdiff_t width)
 {
     real expanded[LANES][SA_KEY_BLOCK] = {{0}};
+    int visible = 0;
     for (ptrdiff_t i = 0; i < rows; ++i)
-        expand_row(a, t, row0 + i, first, n, expanded[i], masked, visible);
+        visible |= expand_row(a, t, row0 + i, first, n, expanded[i]);
     for (ptrdiff_t k = 0; k < n; k += LANES) {
         vreal tile[LANES];
         for (int i = 0; i < LANES; ++i)
@@ -46,53 +112,43 @@ static void expand_lanes(const struct sa_attention *a, const struct sa_tile *t, 
         for (ptrdiff_t j = 0; j < LANES && k + j < n; ++j)
             vstore(panel + (k + j) * width, tile[j]);
     }
+    return visible;
 }
 
-/* Do all lanes have the same row of this array? */
-static int same_row(const struct sa_array *array, ptrdiff_t group, ptrdiff_t rows)
-{
-    return rows == 1 || (array->row == 0 && (array->head == 0 || group == 1));
-}
-
-/* A row shared by all lanes (a padding mask): masked keys at both ends are cut off the block, not computed. */
-static enum biased load_shared_bias(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, int nv,
-                                    ptrdiff_t *first, ptrdiff_t *last, real *panel)
+/* A row shared by all lanes: keys at both ends that it masks, by mask or bias, are cut off the block, not computed. */
+static int expand_shared(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t width,
+                         ptrdiff_t *first, ptrdiff_t *last, real *panel)
 {
     real row[SA_KEY_BLOCK];
-    int masked = 0, visible = 0;
-    expand_row(a, t, row0, *first, *last - *first, row, &masked, &visible);
-    if (!visible) return ALL_MASKED;
     ptrdiff_t begin = 0, end = *last - *first;
+    if (!expand_row(a, t, row0, *first, end, row)) return 0;
     while (row[begin] == -INFINITY)
         ++begin;
-    begin = begin / TERMS * TERMS;
     while (row[end - 1] == -INFINITY)
         --end;
+    begin = begin / TERMS * TERMS;
     *last = *first + end;
     *first += begin;
-    int holes = 0;
-    for (ptrdiff_t k = begin; k < end; ++k) {
-        holes |= row[k] == -INFINITY;
-        for (int v = 0; v < nv; ++v)
-            vstore(panel + ((k - begin) * nv + v) * LANES, vsplat(row[k]));
-    }
-    return holes || t->bias ? BIASED : NOT_BIASED;
+    for (ptrdiff_t k = begin; k < end; ++k)
+        for (int i = 0; i < width; i += LANES)
+            vstore(panel + (k - begin) * width + i, vsplat(row[k]));
+    return 1;
 }
 
 /* Fills the panel for the keys *first .. *last - 1, which it may narrow. */
 static enum biased load_bias(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
                              int nv, ptrdiff_t *first, ptrdiff_t *last, real *panel)
 {
+    int hidden = 0, visible = 0, width = nv * LANES;
     if ((!t->mask && !t->bias) || *first >= *last) return NOT_BIASED;
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    if ((!t->mask || same_row(&a->mask, group, rows)) && (!t->bias || same_row(&a->bias, group, rows)))
-        return load_shared_bias(a, t, row0, nv, first, last, panel);
-    int masked = 0, visible = 0;
+    if (t->mask && !trim_to_mask(a, t, row0, rows, first, last, &hidden)) return ALL_MASKED;
+    if (!t->bias && !hidden) return NOT_BIASED;
+    if ((!t->mask || same_row(a, &a->mask, rows)) && (!t->bias || same_row(a, &a->bias, rows)))
+        return expand_shared(a, t, row0, width, first, last, panel) ? BIASED : ALL_MASKED;
     for (int v = 0; v < nv; ++v)
-        expand_lanes(a, t, row0 + v * LANES, smaller(LANES, rows - v * LANES), *first, *last - *first,
-                     panel + v * LANES, nv * LANES, &masked, &visible);
-    if (!visible) return ALL_MASKED;
-    return masked || t->bias ? BIASED : NOT_BIASED;
+        visible |= expand_lanes(a, t, row0 + v * LANES, smaller(LANES, rows - v * LANES), *first, *last - *first,
+                                panel + v * LANES, width);
+    return visible ? BIASED : ALL_MASKED;
 }
 
 /* ---- what the lanes of a block see ---- */
@@ -148,24 +204,35 @@ static void add_alibi(const struct sa_tile *t, ptrdiff_t group, const struct lan
 }
 
 /* 3. bias and masks: scores = scores * units + bias where the lane sees the key, -inf elsewhere; and their maximum. */
-static void mask_scores(const struct lanes *p, struct block *b, real units)
+INLINE void mask_scores_of(const int biased, const int ranged, const struct lanes *p, struct block *b, real units)
 {
-    set_block_ranges(p, b);
     for (int v = 0; v < p->nv; ++v) {
         vreal max = vsplat(-INFINITY);
+        vint begin = *(const vint *)(b->begin + v * LANES), end = *(const vint *)(b->end + v * LANES);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
             real *at = b->scores + k * p->width + v * LANES;
-            vreal score = vload(at);
-            if (b->biased == BIASED)
-                score = vfma(score, vsplat(units), vload(b->bias + k * p->width + v * LANES));
-            else
-                score *= vsplat(units);
-            score = vselect(visible_lanes(p, b, k, v), score, vsplat(-INFINITY));
+            vreal score = vload(at) * vsplat(units), bias = vsplat(0.0f);
+            if (biased) bias = vload(b->bias + k * p->width + v * LANES);
+            if (biased) score = vfma(vload(at), vsplat(units), bias);
+            vint key = visplat((integer)k);
+            if (biased) score = vselect(bias == vsplat(-INFINITY), bias, score); /* whatever the score is */
+            if (ranged) score = vselect((key >= begin) & (key < end), score, vsplat(-INFINITY));
             max = vmax(score, max);
             vstore(at, score);
         }
         vstore(b->max + v * LANES, max);
     }
+}
+
+static void mask_scores(const struct lanes *p, struct block *b, real units)
+{
+    set_block_ranges(p, b);
+    if (b->biased == BIASED && b->ranged)
+        mask_scores_of(1, 1, p, b, units);
+    else if (b->biased == BIASED)
+        mask_scores_of(1, 0, p, b, units);
+    else
+        mask_scores_of(0, 1, p, b, units);
 }
 
 static void finish_scores(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,

@@ -246,10 +246,11 @@ def options(
         given["softcap"] = _softcap(softcap, arithmetic(dtype))
     if alibi_slopes is not None:
         slopes = given["alibi_slopes"] = _per_head("alibi_slopes", alibi_slopes, num_heads)
-        if not (np.abs(slopes) <= np.finfo(arithmetic(dtype)).max).all():
-            raise ValueError(f"alibi_slopes={slopes} must be finite in {arithmetic(dtype)}")
+        _require_finite("alibi_slopes", slopes, arithmetic(dtype))
     if sinks is not None:
-        given["sinks"] = _per_head("sinks", sinks, num_heads)
+        logits = given["sinks"] = _per_head("sinks", sinks, num_heads)
+        finite = np.where(logits == -np.inf, 0, logits)
+        _require_finite("sinks", finite, arithmetic(dtype), "; -inf is no sink")
     if precision is not None:
         if precision != "bfloat16":
             raise ValueError(f'precision={precision!r} must be None or "bfloat16"')
@@ -282,6 +283,12 @@ def _per_head(name: str, x: npt.ArrayLike, num_heads: int) -> npt.NDArray[np.flo
     if array.shape != (num_heads,):
         raise ValueError(f"{name} has shape {array.shape}; one number for each head is {(num_heads,)}")
     return np.array(array, np.float64, order="C")
+
+
+def _require_finite(name: str, x: npt.NDArray[np.float64], computed_in: np.dtype[Any], fix: str = "") -> None:
+    largest = float(np.finfo(computed_in).max)
+    for head in np.flatnonzero(~(np.abs(x) <= largest))[:1]:
+        raise ValueError(f"{name}[{head}]={x[head]} must be finite in {computed_in}, at most {largest}{fix}")
 
 
 # ---- the output ----

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from accuracy import assert_same_bits
+from accuracy import DTYPES, assert_same_bits
 from arrays import LAYOUTS, qkv
+from options import OPTIONS, SIX_HEADS, both, of_dtype, on_every_isa_with_fma
 
 import selfattn
-from selfattn import _kernels
 
 SIZES = [(1, 1, 8), (1, 300, 64), (17, 33, 24), (67, 193, 65), (130, 600, 64)]  # q_len, kv_len, dim
 CAUSAL = (False, "top_left", "bottom_right")
@@ -16,11 +16,6 @@ def options_for(rng, q_len, kv_len, causal):
     mask = rng.random((q_len, kv_len)) < 0.9
     bias = rng.standard_normal((1, q_len, kv_len)).astype(np.float32)
     return {"mask": mask, "bias": bias, "causal": causal}
-
-
-def both(*args, **options):
-    out, lse = selfattn.attention(*args, **options, return_lse=True)
-    return np.concatenate([out, lse[..., None]], axis=-1)
 
 
 @pytest.mark.parametrize(("q_len", "kv_len", "dim"), SIZES)
@@ -111,22 +106,14 @@ def test_the_same_call_again_and_again(isa, rng):
 @pytest.mark.parametrize(("q_len", "kv_len", "dim"), [*SIZES, (3, 5, 1), (33, 400, 129), (5, 70, 512)])
 @pytest.mark.parametrize("causal", CAUSAL)
 def test_every_instruction_set_with_fma(rng, q_len, kv_len, dim, causal):
-    names = [name for name in selfattn.available_isas() if name != "baseline"]
-    if len(names) < 2:
-        pytest.skip(f"this machine has {names} only: there is nothing to compare")
     arrays = qkv(rng, heads=4, kv_heads=2, q_len=q_len, kv_len=kv_len, dim=dim)
     options = options_for(rng, q_len, kv_len, causal)
-    before = selfattn.active_isa()
-    results = []
-    try:
-        for name in names:
-            _kernels.use_isa(name)
-            results.append((both(*arrays, **options), selfattn.attention_weights(*arrays[:2], **options)))
-    finally:
-        _kernels.use_isa(before)
-    for out, weights in results[1:]:
-        assert_same_bits(out, results[0][0])
-        assert_same_bits(weights, results[0][1])
+    first, *others = on_every_isa_with_fma(
+        lambda: (*both(*arrays, **options), selfattn.attention_weights(*arrays[:2], **options))
+    )
+    for result in others:
+        for ours, expected in zip(result, first, strict=True):
+            assert_same_bits(ours, expected)
 
 
 def test_the_sign_of_a_zero_does_not_tell_who_the_neighbours_were(isa):

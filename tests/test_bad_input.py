@@ -27,6 +27,7 @@ def zeros(*shape, dtype=np.float32):
 
 
 LONG = np.dtype("g").name
+LARGEST = str(float(np.finfo(np.float32).max))
 
 
 class Elsewhere:
@@ -144,8 +145,8 @@ CASES = {
     "alibi_slopes NaN": (ValueError, {"alibi_slopes": np.full(4, np.nan)}, ["alibi_slopes", "nan", "finite"]),
     "alibi_slopes beyond float32": (
         ValueError,
-        {"alibi_slopes": [1, 1, 1, 1e39]},
-        ["alibi_slopes", "1.e+39"],
+        {"alibi_slopes": [0, 1e39, 1, 1]},
+        ["slopes[1]=1e+39", LARGEST],
     ),
     "alibi_slopes bool": (
         TypeError,
@@ -154,6 +155,10 @@ CASES = {
     ),
     "sinks complex": (TypeError, {"sinks": zeros(4, dtype=complex)}, ["sinks", "complex128", "real"]),
     "sinks of five": (ValueError, {"sinks": [0.0] * 5}, ["sinks", "(5,)", "(4,)"]),
+    "sinks beyond float32": (ValueError, {"sinks": [0, 1e39, 0, 0]}, ["sinks[1]=1e+39", "float32", LARGEST]),
+    "sinks below float32": (ValueError, {"sinks": [0, 0, -1e39, 0]}, ["sinks[2]=-1e+39", LARGEST, "-inf"]),
+    "sinks infinite": (ValueError, {"sinks": [-np.inf, 0, 0, np.inf]}, ["sinks[3]=inf", "float32", "-inf"]),
+    "sinks NaN": (ValueError, {"sinks": [np.nan, 0, 0, 0]}, ["sinks[0]=nan", "finite", "-inf is no sink"]),
     "sinks object": (TypeError, {"sinks": zeros(4, dtype=object)}, ["sinks", "object", "real"]),
     "precision unknown": (ValueError, {"precision": "float16"}, ["precision", "float16", "bfloat16"]),
     "precision a dtype": (ValueError, {"precision": np.float32}, ["precision", "float32", "bfloat16"]),
@@ -205,7 +210,9 @@ def test_bfloat16_precision_is_not_for_float64(good):
 
 def test_numbers_beyond_float32_are_for_float64(good):
     wide = {name: array.astype(np.float64) for name, array in good.items()}
-    selfattn.attention(**wide, scale=1e39, alibi_slopes=[1e39] * 4, softcap=1e300)
+    sinks = [1e39, -1e300, 0, -np.inf]
+    out = selfattn.attention(**wide, scale=1e39, alibi_slopes=[1e39] * 4, softcap=1e300, sinks=sinks)
+    assert np.isfinite(out).all()
     with pytest.raises(ValueError, match=r"scale.*float64"):
         selfattn.attention(**wide, scale=np.inf)
 

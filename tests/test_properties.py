@@ -1,7 +1,7 @@
 """Properties of the operator, on problems that hypothesis draws; HYPOTHESIS_PROFILE=night draws many more."""
 
 import numpy as np
-from accuracy import assert_as_exact_as_numpy, assert_same_bits, check_attention, exactly
+from accuracy import assert_as_exact_as_numpy, assert_same_bits, check_attention, exactly, widened
 from forms import FORMS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,13 +55,19 @@ def test_leading_dimensions_broadcast(leading, dtype, seed):
     query, key, value, bias = (
         rng.standard_normal((*lead, *tail)).astype(dtype) for lead, tail in zip(leading, tails, strict=True)
     )
-    query = np.broadcast_to(query, (*whole, *tails[0]))  # a bias cannot enlarge the result
+    query = np.broadcast_to(query, (*whole, *tails[0]))  # neither a value nor a bias makes more weights
     repeated = [
         np.broadcast_to(array, (*whole, *tail)).copy()
         for array, tail in zip((query, key, value, bias), tails, strict=True)
     ]
-    out = selfattn.attention(query, key, value, bias=bias)
-    assert_same_bits(out, selfattn.attention(*repeated[:3], bias=repeated[3]))
+    options = {"kv_lengths": rng.integers(0, 6, whole[0])} if whole else {}
+    for function, few in (
+        (selfattn.attention, 3),
+        (selfattn.attention_weights, 2),
+        (selfattn.attention_column_sums, 2),
+    ):
+        result = function(*(query, key, value)[:few], bias=bias, **options)
+        assert_same_bits(result, function(*repeated[:few], bias=repeated[3], **options))
 
 
 @given(problems())
@@ -96,16 +102,18 @@ def test_chosen_rows_are_the_rows_of_all(problem, data):
 
 @given(problems())
 def test_column_sums_are_the_sums_of_the_weights(problem):
-    """Each weight is exp(score - lse), and the lse was rounded: that costs up to its size in roundings."""
+    """To the last bit: of the arithmetic's dtype, added in float64 in the queries' order, rounded once."""
     query, key, _ = problem.arrays
     sums = selfattn.attention_column_sums(query, key, **problem.options)
+    assert sums.dtype == (np.float64 if query.dtype == np.float64 else np.float32)
+    options = {name: widened(x, sums.dtype) for name, x in problem.options.items()}
+    weights = selfattn.attention_weights(query.astype(sums.dtype), key.astype(sums.dtype), **options)
+    total = np.zeros(sums.shape)
+    for row in range(query.shape[2]):
+        total += weights[:, :, row]
+    assert_same_bits(sums, total.astype(sums.dtype))
     naive, exact = reference_of(reference.attention_column_sums, problem, query, key)
-    assert sums.shape == exact.shape
-    lse = selfattn.attention(*problem.arrays, **problem.options, return_lse=True)[1]
-    assert sums.dtype == lse.dtype
-    roundings = 1 + np.abs(lse[np.isfinite(lse)]).max(initial=0)
-    bound = 2 * np.linalg.norm(naive - exact) + _precision(lse.dtype) * roundings * np.linalg.norm(exact)
-    assert np.linalg.norm(sums - exact) <= bound
+    assert_all_as_exact_as_numpy([sums], [naive], [exact])
 
 
 @given(problems(positions=False), st.randoms(use_true_random=False))
