@@ -1,6 +1,6 @@
 """The tables of README.md, from what a benchmark wrote: `python bench/table.py FILE.json ...`.
 
-Each FILE is what run.py or footprint.py wrote with --json. The text between `<!-- bench:KIND -->` and
+Each FILE is what run.py, masks.py or footprint.py wrote with --json. The text between `<!-- bench:KIND -->` and
 `<!-- /bench -->` is replaced, with the machine and the command of the measurement beside the numbers. What no
 FILE holds stays as it is.
 """
@@ -49,6 +49,8 @@ def replace(text: str, kind: str, table: str) -> str:
 
 def tables(document: dict[str, Any], path: Path) -> dict[str, str]:
     """The Markdown of each kind of measurement in the file."""
+    if "masks" in document:
+        return {"masks": masks_table(document, path)}
     if "results" not in document:
         return {"footprint": footprint_table(document, path)}
     kinds = dict.fromkeys(result["kind"] for result in document["results"])
@@ -93,6 +95,16 @@ def footprint_table(document: dict[str, Any], path: Path) -> str:
     return "\n".join([*lines, "", *source("footprint", document, path)])
 
 
+def masks_table(document: dict[str, Any], path: Path) -> str:
+    """What masks save and options cost."""
+    lines = rows(["", "shape", "time / time without"])
+    for result in document["masks"]:
+        low, high = result["quartiles"]
+        ratio = f"{result['ratio']:.2f} ±{(high - low) / 2:.2f}"
+        lines += [line([result["name"], result["shape"], ratio])]
+    return "\n".join([*lines, "", *source("masks", document, path)])
+
+
 def rows(heading: list[str]) -> list[str]:
     """The head of a table: names left, numbers right."""
     return [line(heading), line(["---", *["---:"] * (len(heading) - 1)])]
@@ -104,11 +116,8 @@ def line(cells: list[str]) -> str:
 
 def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
     """Where the numbers come from: the command, and the machine as far as the file knows it."""
-    command = (
-        f"python bench/footprint.py --json {shown(path)}"
-        if kind == "footprint"
-        else run_command(kind, document, path)
-    )
+    own_script = kind in ("footprint", "masks")
+    command = f"python bench/{kind}.py --json {shown(path)}" if own_script else run_command(kind, document, path)
     facts = document.get("machine")
     if facts is None:
         return [f"`{command}`"]
