@@ -16,7 +16,7 @@ def extension(name: str, sources: list[str]) -> Extension:
     return Extension(
         f"selfattn.{name}",
         sources=[f"selfattn/{name}.pyx", *sources],
-        depends=[*HEADERS, "selfattn/_kernels.pxd"],
+        depends=[*HEADERS, "selfattn/_kernels.pxd", "selfattn/_attention.pxi"],
         include_dirs=["csrc"],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],

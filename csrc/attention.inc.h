@@ -13,6 +13,7 @@ enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain o
 #include "stage.inc.h"
 #include "lanes.inc.h"
 #include "mask.inc.h"
+#include "dropout.inc.h"
 
 /* ---- pass 1: the scores of the keys first .. last - 1 of a block ---- */
 
@@ -21,12 +22,12 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
                        struct scaling scaling, ptrdiff_t key0, struct block *b)
 {
     b->first = larger(key0, p->min_first / TERMS * TERMS); /* the same keys are always one step */
-    b->last = smaller(key0 + SA_KEY_BLOCK, p->max_last);
+    b->last = smaller(key0 + b->size, p->max_last);
     b->biased = load_bias(a, t, p->row0, p->rows, p->nv, &b->first, &b->last, b->bias);
     if (b->first >= b->last || b->biased == ALL_MASKED) return 0;
     b->ranged = b->first < p->max_first || b->last > p->min_last;
     struct operand keys = staged_rows(a, t, &b->keys, b->first, b->last);
-    struct panel scores = {b->scores, p->width};
+    struct panel scores = {b->scores, b->stride};
     struct ahead ahead[2] = {rows_ahead(a, &b->keys, b->first + 2 * MAX_TILE_ROWS),
                              rows_ahead(a, &b->values, b->first)};
     int done = !b->ranged && b->biased == NOT_BIASED && !scaling.natural;
@@ -122,8 +123,10 @@ static void attend_block(const struct sa_attention *a, const struct sa_tile *t, 
                          ptrdiff_t key0, struct block *b)
 {
     real rescale[PANEL_LANES];
+    b->stride = p->width;
     if (!score_block(a, t, p, scaling, key0, b)) return;
     softmax(p->nv, b->last - b->first, scaling.c, b->scores, b->max, &p->span, rescale);
+    if (a->dropout != 0.0) drop_weights(a, t, p, b);
     if (TERMS == 2) pair_weights(p, b);
     if (p->span.outputs) add_values(a, t, p, b, rescale);
     p->span.empty = 0;
@@ -173,6 +176,8 @@ static size_t attention_workspace(const struct sa_attention *a)
 /* Lays the block's buffers out in the workspace; returns what follows them. */
 static real *set_block(const struct sa_attention *a, const struct sa_tile *t, real *memory, struct block *b)
 {
+    b->size = SA_KEY_BLOCK;
+    b->capped = NULL;
     b->scores = memory;
     b->bias = memory += panel_numbers(SA_KEY_BLOCK);
     memory += panel_numbers(SA_KEY_BLOCK);
@@ -190,11 +195,11 @@ static real *set_block(const struct sa_attention *a, const struct sa_tile *t, re
 /* The queries are wanted at once, all at a time; the outputs' lines will be written when the last key is done. */
 static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
 {
-    ptrdiff_t line = 64 / size_of(a->dtype);
+    ptrdiff_t line = 64 / size_of(a->dtype), group = a->num_heads / a->num_kv_heads;
     if (a->query.col == size_of(a->dtype))
         for (ptrdiff_t i = 0; i < t->rows; ++i)
             for (ptrdiff_t d = 0; d < a->head_dim; d += line)
-                __builtin_prefetch(query_row(a, t, t->row0 + i) + d * a->query.col, 0, 3);
+                __builtin_prefetch(row_of(&a->query, t->query, group, t->row0 + i) + d * a->query.col, 0, 3);
     if (a->out.col == size_of(a->dtype))
         for (ptrdiff_t i = 0; i < t->rows; ++i)
             for (ptrdiff_t d = 0; d < a->value_dim; d += line)
@@ -220,7 +225,7 @@ static int set_panels(const struct sa_attention *a, const struct sa_tile *t, rea
         memory += 2 * panel_numbers(a->value_dim);
         begin_state(p, &p->total);
         set_ranges(a, t, p);
-        load_queries(a, t, p, scale);
+        load_panel(a, &a->query, t->query, a->head_dim, p, scale, p->query);
     }
     return count;
 }
@@ -278,7 +283,7 @@ static int attention(const struct sa_attention *a, const struct sa_tile *t, void
     for (int i = 0; i < count && !status; ++i) {
         if (panels[i].total.empty)
             memset(panels[i].total.outputs, 0, (size_t)a->value_dim * (size_t)panels[i].width * sizeof(real));
-        store_outputs(a, t, &panels[i]);
+        store_panel(a, &a->out, t->out, a->value_dim, &panels[i], panels[i].total.outputs, panels[i].inverse);
         if (t->lse) store_lse(a, t, &panels[i], scaling);
     }
     return status;

@@ -45,7 +45,8 @@ struct sa_side {
  * block_table[i * table_width + j / page_size]. */
 struct sa_attention {
     struct sa_array query, key, value, out, mask, bias, lse;
-    struct sa_array key_scale, value_scale;    /* float32, what int8 keys and values are multiplied by */
+    struct sa_array key_scale, value_scale; /* float32, what int8 keys and values are multiplied by */
+    struct sa_array grad_out, grad_query, grad_key, grad_value, grad_bias, grad_sinks, grad_alibi; /* backward only */
     enum sa_dtype dtype, kv_dtype, bias_dtype; /* of query and out; of key and value; lse is float32, or float64 */
     int num_leading;
     ptrdiff_t leading_shape[SA_MAX_LEADING];
@@ -60,6 +61,8 @@ struct sa_attention {
     enum sa_causal causal;
     struct sa_side left, right;         /* the window */
     double scale, softcap;              /* softcap: 0 for none */
+    double dropout;                     /* the probability, 0 for none; */
+    uint64_t seed;                      /* of what is dropped */
     int bfloat16;                       /* products in bfloat16, where this processor has an instruction for it */
     const double *alibi_slopes, *sinks; /* NULL, or (num_heads,) */
 };
@@ -74,6 +77,9 @@ enum sa_result { SA_ATTENTION = 0, SA_WEIGHTS, SA_ROW_STATISTICS, SA_COLUMN_SUMS
 struct sa_tile {
     const char *query, *key, *value, *mask, *bias, *key_scale, *value_scale; /* of the item and the (first) head */
     char *out, *lse;
+    const char *grad_out;
+    char *grad_query, *grad_key, *grad_value, *grad_bias, *grad_sinks, *grad_alibi; /* NULL where not wanted */
+    ptrdiff_t item, head;               /* what it is of: the item, the first head */
     const int64_t *pages;               /* of the item, or NULL */
     const double *alibi_slopes, *sinks; /* of the first head, or NULL */
     ptrdiff_t q_len, valid_keys;        /* no key from valid_keys on is seen */
@@ -115,6 +121,9 @@ struct sa_kernels {
     int (*attention)(const struct sa_attention *, const struct sa_tile *, void *workspace);
     int (*attention_weights)(const struct sa_attention *, const struct sa_tile *, void *workspace);
     int (*row_statistics)(const struct sa_attention *, const struct sa_tile *, void *workspace);
+    size_t (*backward_workspace)(const struct sa_attention *);
+    int (*attention_backward)(const struct sa_attention *, const struct sa_tile *, ptrdiff_t first_key,
+                              ptrdiff_t last_key, void *workspace);
     int (*column_sums)(const struct sa_attention *, const struct sa_tile *, ptrdiff_t first_key, void *workspace);
 
     void (*pack_weights)(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
@@ -138,6 +147,9 @@ int sa_use(const char *isa);                      /* 0, or -1 if that instructio
 
 /* The operators over all their tasks, on the pool's threads; each returns SA_OK or the pool's status. */
 int sa_attention_run(const struct sa_kernels *, const struct sa_attention *, enum sa_result, int num_threads);
+/* From out, lse and grad_out: the gradients whose arrays are given. grad_key and grad_value (float32 or float64,
+ * contiguous rows) and grad_bias (float64) are added to; grad_sinks and grad_alibi are one number for each row. */
+int sa_attention_backward_run(const struct sa_kernels *, const struct sa_attention *, int num_threads);
 int sa_linear_run(const struct sa_kernels *, const struct sa_linear *, int num_threads);
 int sa_norm_run(const struct sa_kernels *, const struct sa_norm *, int num_threads);
 int sa_activate_run(const struct sa_kernels *, enum sa_activation, void *x, ptrdiff_t n, int num_threads);

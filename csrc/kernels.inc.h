@@ -7,6 +7,7 @@
 #include "attention.inc.h"
 #include "weights.inc.h"
 #ifndef SA_BFLOAT16_KERNELS
+#include "backward.inc.h"
 #include "activation.inc.h"
 #include "linear.inc.h"
 #include "norm.inc.h"
@@ -41,6 +42,8 @@ const struct sa_kernels SA_TABLE() = {
     .row_statistics = row_statistics,
     .column_sums = column_sums,
 #ifndef SA_BFLOAT16_KERNELS
+    .backward_workspace = backward_workspace,
+    .attention_backward = attention_backward,
     .pack_weights = pack_weights,
     .linear = linear,
     .norm = norm,

@@ -49,7 +49,10 @@ enum biased {
 
 struct block {
     ptrdiff_t first, last; /* the keys of the block that some lane may see */
-    real *scores, *bias;   /* keys x width */
+    ptrdiff_t size;        /* of a whole block */
+    real *scores, *bias;   /* keys x width, */
+    ptrdiff_t stride;      /* scores: from key to key */
+    real *capped;          /* NULL, or where the capped scores are kept */
     real max[PANEL_LANES]; /* of the scores */
     int ranged;            /* some lane's range begins or ends inside the block: */
     integer begin[PANEL_LANES], end[PANEL_LANES];
@@ -93,31 +96,32 @@ static void set_ranges(const struct sa_attention *a, const struct sa_tile *t, st
 
 /* ---- queries in, outputs out ---- */
 
-static const char *query_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row)
+/* Where a row of the tile is, in an array that has one for each query and head. */
+static const char *row_of(const struct sa_array *array, const char *data, ptrdiff_t group, ptrdiff_t row)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    return t->query + row / group * a->query.row + row % group * a->query.head;
+    return data + row / group * array->row + row % group * array->head;
 }
 static char *out_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    return t->out + row / group * a->out.row + row % group * a->out.head;
+    return (char *)row_of(&a->out, t->out, a->num_heads / a->num_kv_heads, row);
 }
 
-/* p->query[step, lane] = query[row of lane, dims of the step] * scale; lanes without a row are zero. */
-static void load_queries(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, real scale)
+/* panel[step, lane] = the row of each lane, the dims of the step, * scale; lanes without a row are zero. */
+static void load_panel(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t dim,
+                       const struct lanes *p, real scale, real *panel)
 {
+    ptrdiff_t group = a->num_heads / a->num_kv_heads;
     vreal factor = vsplat(scale);
     for (int v = 0; v < p->nv; ++v) {
         const char *rows[LANES];
         ptrdiff_t n = smaller(LANES, p->rows - v * LANES);
         for (ptrdiff_t i = 0; i < n; ++i)
-            rows[i] = query_row(a, t, p->row0 + v * LANES + i);
-        for (ptrdiff_t d = 0; d < a->head_dim; d += LANES) {
+            rows[i] = row_of(array, data, group, p->row0 + v * LANES + i);
+        for (ptrdiff_t d = 0; d < dim; d += LANES) {
             vreal tile[LANES];
-            ptrdiff_t width = smaller(LANES, a->head_dim - d);
-            load_turned(rows, n, d * a->query.col, a->query.col, width, a->dtype, tile);
-            real *to = p->query + d / TERMS * p->width + v * LANES;
+            ptrdiff_t width = smaller(LANES, dim - d);
+            load_turned(rows, n, d * array->col, array->col, width, a->dtype, tile);
+            real *to = panel + d / TERMS * p->width + v * LANES;
             if (width == LANES) {
 #pragma GCC unroll 16
                 for (int j = 0; j < LANES; j += TERMS)
@@ -130,28 +134,31 @@ static void load_queries(const struct sa_attention *a, const struct sa_tile *t, 
     }
 }
 
-static void store_outputs(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p)
+/* The row of each lane = panel[dim, lane] * factor[lane]. */
+static void store_panel(const struct sa_attention *a, const struct sa_array *array, char *data, ptrdiff_t dim,
+                        const struct lanes *p, const real *panel, const real *factor)
 {
+    ptrdiff_t group = a->num_heads / a->num_kv_heads;
     for (int v = 0; v < p->nv; ++v) {
         char *rows[LANES];
         ptrdiff_t n = smaller(LANES, p->rows - v * LANES);
         for (ptrdiff_t i = 0; i < n; ++i)
-            rows[i] = out_row(a, t, p->row0 + v * LANES + i);
-        vreal inverse = vload(p->inverse + v * LANES);
+            rows[i] = (char *)row_of(array, data, group, p->row0 + v * LANES + i);
+        vreal times = vload(factor + v * LANES);
         vreal zero = vsplat(0.0f); /* -0 becomes 0: a block that a lane does not see could do the same */
-        for (ptrdiff_t d = 0; d < a->value_dim; d += LANES) {
+        for (ptrdiff_t d = 0; d < dim; d += LANES) {
             vreal tile[LANES];
-            ptrdiff_t width = smaller(LANES, a->value_dim - d);
-            const real *from = p->total.outputs + d * p->width + v * LANES;
+            ptrdiff_t width = smaller(LANES, dim - d);
+            const real *from = panel + d * p->width + v * LANES;
             if (width == LANES) {
 #pragma GCC unroll 16
                 for (int j = 0; j < LANES; ++j)
-                    tile[j] = vfma(vload(from + j * p->width), inverse, zero);
+                    tile[j] = vfma(vload(from + j * p->width), times, zero);
             } else {
                 for (ptrdiff_t j = 0; j < LANES; ++j)
-                    tile[j] = vfma(vload(from + smaller(j, width - 1) * p->width), inverse, zero);
+                    tile[j] = vfma(vload(from + smaller(j, width - 1) * p->width), times, zero);
             }
-            store_turned(tile, rows, n, d * a->out.col, a->out.col, width, a->dtype);
+            store_turned(tile, rows, n, d * array->col, array->col, width, a->dtype);
         }
     }
 }

@@ -7,8 +7,7 @@
 static const char *element(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t row,
                            ptrdiff_t key)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    return data + row / group * array->row + row % group * array->head + key * array->col;
+    return row_of(array, data, a->num_heads / a->num_kv_heads, row) + key * array->col;
 }
 
 /* Do all lanes have the same row of this array? */
@@ -61,7 +60,8 @@ static int trim_to_mask(const struct sa_attention *a, const struct sa_tile *t, p
         --end;
     while (begin < end && !shown.some[begin])
         ++begin;
-    begin = begin / TERMS * TERMS;
+    begin = begin / TERMS * TERMS; /* a pair's other key counts as hidden */
+    end = smaller((end + TERMS - 1) / TERMS * TERMS, *last - *first);
     *hidden = 0;
     for (ptrdiff_t k = begin; k < end; ++k)
         *hidden |= shown.not_all[k];
@@ -176,29 +176,45 @@ INLINE vint visible_lanes(const struct lanes *p, const struct block *b, ptrdiff_
 /* 1. softcap: score = softcap * tanh(score * units / softcap) */
 static void cap_scores(const struct lanes *p, struct block *b, real units, real softcap)
 {
-    for (ptrdiff_t i = 0; i < (b->last - b->first) * p->width; i += LANES)
-        vstore(b->scores + i, vsplat(softcap) * vtanh(vload(b->scores + i) * vsplat(units) / vsplat(softcap)));
+    for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
+        for (int i = 0; i < p->width; i += LANES) {
+            real *at = b->scores + k * b->stride + i;
+            vreal capped = vsplat(softcap) * vtanh(vload(at) * vsplat(units) / vsplat(softcap));
+            vstore(at, capped);
+            if (b->capped) vstore(b->capped + k * b->stride + i, capped);
+        }
+}
+
+/* How far the block's first key is from each lane's position. */
+INLINE vint first_distances(const struct lanes *p, const struct block *b, int v)
+{
+    const ptrdiff_t far = (ptrdiff_t)1 << 30;
+    integer first[LANES];
+    vint distance;
+    for (int i = 0; i < LANES; ++i)
+        first[i] = (integer)larger(-far, smaller(far, b->first - p->position[v * LANES + i]));
+    memcpy(&distance, first, sizeof distance);
+    return distance;
+}
+
+INLINE vreal magnitude_of(vint distance)
+{
+    vint negative = distance < 0;
+    return __builtin_convertvector((distance ^ negative) - negative, vreal);
 }
 
 /* 2. alibi: score = score * units - slope * |how far the key is from the query's position| */
 static void add_alibi(const struct sa_tile *t, ptrdiff_t group, const struct lanes *p, struct block *b, real units)
 {
-    const ptrdiff_t far = (ptrdiff_t)1 << 30;
     for (int v = 0; v < p->nv; ++v) {
         real slopes[LANES];
-        integer begin[LANES]; /* the first key's distance */
-        for (int i = 0; i < LANES; ++i) {
+        for (int i = 0; i < LANES; ++i)
             slopes[i] = -(real)t->alibi_slopes[(p->row0 + v * LANES + i) % group];
-            begin[i] = (integer)larger(-far, smaller(far, b->first - p->position[v * LANES + i]));
-        }
         vreal slope = vload(slopes);
-        vint distance;
-        memcpy(&distance, begin, sizeof distance);
+        vint distance = first_distances(p, b, v);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k, distance += 1) {
-            real *at = b->scores + k * p->width + v * LANES;
-            vint negative = distance < 0;
-            vreal away = __builtin_convertvector((distance ^ negative) - negative, vreal);
-            vstore(at, vfma(slope, away, vload(at) * vsplat(units)));
+            real *at = b->scores + k * b->stride + v * LANES;
+            vstore(at, vfma(slope, magnitude_of(distance), vload(at) * vsplat(units)));
         }
     }
 }
@@ -210,7 +226,7 @@ INLINE void mask_scores_of(const int biased, const int ranged, const struct lane
         vreal max = vsplat(-INFINITY);
         vint begin = *(const vint *)(b->begin + v * LANES), end = *(const vint *)(b->end + v * LANES);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
-            real *at = b->scores + k * p->width + v * LANES;
+            real *at = b->scores + k * b->stride + v * LANES;
             vreal score = vload(at) * vsplat(units), bias = vsplat(0.0f);
             if (biased) bias = vload(b->bias + k * p->width + v * LANES);
             if (biased) score = vfma(vload(at), vsplat(units), bias);
@@ -300,7 +316,7 @@ static void add_visible_values(const struct lanes *p, const struct block *b, str
             vreal sum = vsplat(0.0f);
             for (ptrdiff_t k = 0; k < steps(b->last - b->first); ++k) {
                 vreal value = visible_value(p, b, values.data + d * values.row + k * values.col, k, v);
-                sum = vterm(value, vload(b->scores + k * p->width + v * LANES), sum);
+                sum = vterm(value, vload(b->scores + k * b->stride + v * LANES), sum);
             }
             if (!p->span.empty) sum = vfma(vload(at), vload(rescale + v * LANES), sum);
             vstore(at, sum);

@@ -15,7 +15,7 @@ static void store_weights(const struct sa_attention *a, const struct sa_tile *t,
             vreal tile[LANES];
             ptrdiff_t width = smaller(LANES, keys - k);
             for (ptrdiff_t j = 0; j < LANES; ++j)
-                tile[j] = vload(b->scores + (k + smaller(j, width - 1)) * p->width + v * LANES);
+                tile[j] = vload(b->scores + (k + smaller(j, width - 1)) * b->stride + v * LANES);
             store_turned(tile, rows, n, (b->first + k) * a->out.col, a->out.col, width, a->dtype);
         }
     }
@@ -35,7 +35,7 @@ static void weigh(const struct lanes *p, const struct block *b, real c)
         vreal max = vload(p->total.max + v * LANES), inverse = vload(p->inverse + v * LANES);
         max = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
-            real *at = b->scores + k * p->width + v * LANES;
+            real *at = b->scores + k * b->stride + v * LANES;
             vreal score = vload(at), weight = vexp2((score - max) * vsplat(c)) * inverse;
             vstore(at, vselect(score == vsplat(-INFINITY), vsplat(0.0f), weight));
         }
@@ -55,6 +55,7 @@ static int attention_weights(const struct sa_attention *a, const struct sa_tile 
         ptrdiff_t key = p->min_first / SA_KEY_BLOCK * SA_KEY_BLOCK;
         for (; key < p->max_last && !status; key += SA_KEY_BLOCK) {
             begin_block(&b, larger(key, p->min_first), smaller(key + SA_KEY_BLOCK, p->max_last));
+            b.stride = p->width;
             if (score_block(a, t, p, scaling, key, &b)) {
                 weigh(p, &b, scaling.c);
                 store_weights(a, t, p, &b);
@@ -100,7 +101,7 @@ static void add_columns(const struct sa_attention *a, const struct sa_tile *t, c
             vreal tile[LANES];
             ptrdiff_t width = smaller(LANES, keys - k), rows = smaller(LANES, p->rows - v * LANES);
             for (ptrdiff_t j = 0; j < LANES; ++j)
-                tile[j] = vload(b->scores + (k + smaller(j, width - 1)) * p->width + v * LANES);
+                tile[j] = vload(b->scores + (k + smaller(j, width - 1)) * b->stride + v * LANES);
             vtranspose(tile);
             for (ptrdiff_t i = 0; i < rows; ++i) {
                 ptrdiff_t head = (p->row0 + v * LANES + i) % group;
@@ -128,6 +129,7 @@ static int column_sums(const struct sa_attention *a, const struct sa_tile *t, pt
         ptrdiff_t key = larger(first_key, p->min_first / SA_KEY_BLOCK * SA_KEY_BLOCK);
         for (; key < smaller(first_key + SA_KEY_SPAN, p->max_last); key += SA_KEY_BLOCK) {
             begin_block(&b, larger(key, p->min_first), smaller(key + SA_KEY_BLOCK, p->max_last));
+            b.stride = p->width;
             if (!score_block(a, t, p, scaling, key, &b)) continue;
             weigh(p, &b, scaling.c);
             add_columns(a, t, p, &b);

@@ -3,7 +3,7 @@
 Only _kernels links csrc: one copy of the pool, one dispatch. _stack reaches the operators through the functions below.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "kernels.h" nogil:
     enum:
@@ -50,6 +50,7 @@ cdef extern from "kernels.h" nogil:
 
     struct sa_attention:
         sa_array query, key, value, out, mask, bias, lse, key_scale, value_scale
+        sa_array grad_out, grad_query, grad_key, grad_value, grad_bias, grad_sinks, grad_alibi
         sa_dtype dtype, kv_dtype, bias_dtype
         int num_leading
         ptrdiff_t leading_shape[16]
@@ -63,7 +64,8 @@ cdef extern from "kernels.h" nogil:
         const int64_t *positions
         sa_causal causal
         sa_side left, right
-        double scale, softcap
+        double scale, softcap, dropout
+        uint64_t seed
         int bfloat16
         const double *alibi_slopes
         const double *sinks

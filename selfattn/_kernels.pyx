@@ -3,6 +3,7 @@ selfattn.attention and selfattn.layers have checked shapes and dtypes."""
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_Occurred
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 import sys
@@ -14,6 +15,7 @@ cdef extern from "kernels.h" nogil:
     const sa_kernels *sa_available(int index)
     int sa_use(const char *isa)
     int sa_attention_run(const sa_kernels *, const sa_attention *, sa_result, int threads)
+    int sa_attention_backward_run(const sa_kernels *, const sa_attention *, int threads)
     int sa_linear_run(const sa_kernels *, const sa_linear *, int threads)
     int sa_norm_run(const sa_kernels *, const sa_norm *, int threads)
     int sa_activate_run(const sa_kernels *, sa_activation, void *x, ptrdiff_t n, int threads)
@@ -166,111 +168,7 @@ cdef void *aligned(object array) except? NULL:
     """The first whole cache line of an array that has 16 numbers to spare: loads that straddle two cost double."""
     return <void *>((<size_t>data_of(array) + 63) // 64 * 64)
 
-# ---- attention ----
-
-cdef dict CAUSAL = {
-    None: SA_NOT_CAUSAL, "top_left": SA_CAUSAL_TOP_LEFT, "bottom_right": SA_CAUSAL_BOTTOM_RIGHT,
-}
-cdef dict RESULTS = {
-    "attention": SA_ATTENTION, "weights": SA_WEIGHTS,
-    "row_statistics": SA_ROW_STATISTICS, "column_sums": SA_COLUMN_SUMS,
-}
-cdef dict DTYPES = {
-    "float32": SA_FLOAT32, "float64": SA_FLOAT64, "float16": SA_FLOAT16, "bfloat16": SA_BFLOAT16, "int8": SA_INT8,
-}
-cdef object FLOAT32 = np.dtype(np.float32)
-
-
-cdef sa_dtype dtype_of(array) except *:
-    dtype = array.dtype
-    return SA_FLOAT32 if dtype is FLOAT32 else DTYPES[dtype.name]
-
-
-cdef void lay_out(sa_array *array, const Py_buffer *view, int columns, int num_leading) noexcept:
-    """Strides of (leading..., head, row[, column]) from the right; what is missing or of size 1 is broadcast."""
-    cdef int dim, axis
-    cdef ptrdiff_t stride
-    memset(array, 0, sizeof(sa_array))
-    array.data = <char *>view.buf
-    for axis in range(view.ndim):
-        dim = view.ndim - 1 - axis  # counted from the right
-        stride = 0 if view.shape[axis] == 1 else view.strides[axis]
-        if dim < columns:
-            array.col = stride
-        elif dim == columns:
-            array.row = stride
-        elif dim == columns + 1:
-            array.head = stride
-        else:
-            array.leading[num_leading - 1 - (dim - columns - 2)] = stride
-
-
-cdef sa_side side_of(size) except *:
-    cdef sa_side side
-    side.bounded, side.size = size is not None, 0 if size is None else size
-    return side
-
-
-def attention(query not None, key not None, value, out, lse, mask, bias, tuple leading, tuple sizes, double scale,
-              str causal, int num_threads, *, str what="attention", window=None, double softcap=0.0, alibi_slopes=None,
-              sinks=None, kv_lengths=None, positions=None, cu_seqlens_q=None, cu_seqlens_kv=None, block_tables=None,
-              key_scale=None, value_scale=None, bint bfloat16=False):
-    """One call of the operator on native arrays of any strides; selfattn.attention says what the arguments mean.
-
-    sizes = (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim). `what` is "attention", "weights" (out is
-    (..., num_heads, q_len, kv_len)) or "column_sums" (out is float64 (..., num_heads, kv_len) and zero, lse is what
-    "row_statistics" wrote there, (..., num_heads, q_len, 2); both C-contiguous). Packed arrays are
-    (heads, tokens, dim); pages are (num_pages, heads, page_size, dim). Lengths, positions, cu_seqlens and
-    block_tables are int64, slopes and sinks float64, all C-contiguous.
-    """
-    cdef sa_attention args
-    cdef Py_buffer views[9]
-    cdef int used = 0, status = SA_OK, axis, columns
-    cdef sa_result result = RESULTS[what]
-    memset(&args, 0, sizeof(args))
-    args.num_leading = len(leading)
-    args.items = 1
-    for axis in range(args.num_leading):
-        args.leading_shape[axis] = leading[axis]
-        args.items *= args.leading_shape[axis]
-    args.num_heads, args.num_kv_heads, args.q_len, args.kv_len, args.head_dim, args.value_dim = sizes
-    args.dtype, args.kv_dtype = dtype_of(query), dtype_of(key)
-    args.scale, args.softcap, args.causal, args.bfloat16 = scale, softcap, CAUSAL[causal], bfloat16
-    if bias is not None:
-        args.bias_dtype = dtype_of(bias)
-    if window is not None:
-        args.left, args.right = side_of(window[0]), side_of(window[1])
-    args.alibi_slopes, args.sinks = <const double *>data_of(alibi_slopes), <const double *>data_of(sinks)
-    args.positions, args.kv_lengths = <const int64_t *>data_of(positions), <const int64_t *>data_of(kv_lengths)
-    if cu_seqlens_q is not None:
-        args.cu_seqlens_q = <const int64_t *>data_of(cu_seqlens_q)
-        args.cu_seqlens_kv = <const int64_t *>data_of(cu_seqlens_kv)
-        args.items = len(cu_seqlens_q) - 1
-    if block_tables is not None:
-        args.block_table = <const int64_t *>data_of(block_tables)
-        args.table_width, args.page_size = block_tables.shape[1], key.shape[2]
-    if kv_lengths is not None:
-        args.items_per_length = max(1, args.items // max(1, len(kv_lengths)))
-    cdef sa_array *arrays[9]
-    arrays[:] = [&args.query, &args.key, &args.value, &args.out, &args.lse, &args.mask, &args.bias, &args.key_scale,
-                 &args.value_scale]
-    try:
-        for axis, array in enumerate((query, key, value, out, lse, mask, bias, key_scale, value_scale)):
-            if array is None:
-                continue
-            PyObject_GetBuffer(array, &views[used], PyBUF_STRIDES | (PyBUF_WRITABLE if axis == 3 or axis == 4 else 0))
-            used += 1
-            columns = 0 if axis > 6 else 1
-            if axis == 3 and result == SA_COLUMN_SUMS or axis == 4 and result < SA_ROW_STATISTICS:
-                columns = 0
-            lay_out(arrays[axis], &views[used - 1], columns, 1 if block_tables is not None else args.num_leading)
-        with nogil:
-            status = sa_attention_run(sa_active(), &args, result, num_threads)
-    finally:
-        while used:
-            used -= 1
-            PyBuffer_Release(&views[used])
-    raise_status(status)
+include "_attention.pxi"
 
 # ---- linear layers, norms, activations ----
 

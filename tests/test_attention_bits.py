@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from accuracy import DTYPES, assert_same_bits
 from arrays import LAYOUTS, qkv
-from options import OPTIONS, SIX_HEADS, both, of_dtype, on_every_isa_with_fma
+from bits import HEADS, OPTIONS, TOGETHER, assert_all_the_same, both, on_every_isa_with_fma, with_masks
+from strategies import using
 
 import selfattn
 
@@ -108,12 +109,87 @@ def test_the_same_call_again_and_again(isa, rng):
 def test_every_instruction_set_with_fma(rng, q_len, kv_len, dim, causal):
     arrays = qkv(rng, heads=4, kv_heads=2, q_len=q_len, kv_len=kv_len, dim=dim)
     options = options_for(rng, q_len, kv_len, causal)
-    first, *others = on_every_isa_with_fma(
-        lambda: (*both(*arrays, **options), selfattn.attention_weights(*arrays[:2], **options))
+    results = on_every_isa_with_fma(
+        lambda: (both(*arrays, **options), selfattn.attention_weights(*arrays[:2], **options))
     )
-    for result in others:
-        for ours, expected in zip(result, first, strict=True):
-            assert_same_bits(ours, expected)
+    if len(results) < 2:
+        pytest.skip(f"this machine has {selfattn.available_isas()} only: there is nothing to compare")
+    assert_all_the_same(*results)
+
+
+# ---- every option and dtype ----
+
+
+def inputs(rng, dtype, **sizes):
+    return [array.astype(dtype) for array in qkv(rng, **HEADS, **sizes)]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_options_on_any_instruction_set_and_number_of_threads(rng, dtype, name):
+    """Over more than one span of keys, and tasks enough for eight threads."""
+    query, key, value = inputs(rng, dtype, q_len=37, kv_len=1801, dim=40, value_dim=33)
+    options = with_masks(rng, OPTIONS[name], 37, 1801, dtype)
+
+    def compute():
+        results = [both(query, key, value, **options, num_threads=n) for n in (1, 2, 3, 8)]
+        assert_all_the_same(*results)
+        return results[0]
+
+    assert_all_the_same(*on_every_isa_with_fma(compute))
+    with using("baseline"):
+        compute()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_options_at_any_strides(isa, rng, layout, dtype):
+    query, key, value = inputs(rng, dtype, q_len=70, kv_len=201, dim=33, value_dim=40)
+    options = with_masks(rng, TOGETHER, 70, 201, dtype)
+    expected = both(query, key, value, **options)
+    lay = LAYOUTS[layout]
+    options |= {"mask": lay(options["mask"][None]), "bias": lay(options["bias"])}
+    assert_same_bits(both(lay(query), lay(key), lay(value), **options), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_a_decoded_token(isa, rng, name, dtype):
+    query, key, value = inputs(rng, dtype, q_len=230, dim=33, value_dim=40)
+    prompt = both(query, key, value, causal=True, **OPTIONS[name])
+    for row in (0, 1, 62, 143, 144, 229):
+        now, seen = np.s_[:, :, row : row + 1], np.s_[:, :, : row + 1]
+        step = both(query[now], key[seen], value[seen], causal="bottom_right", **OPTIONS[name])
+        assert_same_bits(step, prompt[now])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_grouped_heads(isa, rng, name, dtype):
+    query, key, value = inputs(rng, dtype, q_len=67, kv_len=193, dim=33, value_dim=40)
+    repeated = both(query, key.repeat(3, axis=1), value.repeat(3, axis=1), **OPTIONS[name])
+    assert_same_bits(both(query, key, value, **OPTIONS[name]), repeated)
+    for head in range(6):
+        one, options = slice(head, head + 1), dict(OPTIONS[name])
+        options |= {k: options[k][one] for k in ("alibi_slopes", "sinks") if k in options}
+        group = slice(head // 3, head // 3 + 1)
+        alone = both(query[:, one], key[:, group], value[:, group], **options)
+        assert_same_bits(alone, repeated[:, one])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_an_item_alone_or_in_any_batch(isa, rng, name, dtype):
+    query, key, value = inputs(rng, dtype, batch=5, q_len=31, kv_len=193, dim=33, value_dim=40)
+    options = with_masks(rng, OPTIONS[name], 31, 193, dtype)
+    together = both(query, key, value, **options)
+    for item in range(5):
+        assert_same_bits(both(query[item], key[item], value[item], **options), together[item])
+    shuffled = [3, 1, 4, 0, 2, 2]
+    assert_same_bits(both(query[shuffled], key[shuffled], value[shuffled], **options), together[shuffled])
+
+
+# ---- what a rounding must not tell ----
 
 
 def test_the_sign_of_a_zero_does_not_tell_who_the_neighbours_were(isa):

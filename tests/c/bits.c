@@ -90,6 +90,7 @@ enum masking {
     WINDOW,
     SOFTCAP,
     ALIBI_AND_SINKS,
+    DROPOUT,
     EVERYTHING,
     PACKED,
     PAGES,
@@ -125,6 +126,10 @@ static void mask_by(enum masking how, struct sa_attention *a, ptrdiff_t q_len, p
         a->right = (struct sa_side){1, 2};
     }
     if (how == SOFTCAP || all) a->softcap = 3.0;
+    if (how == DROPOUT || all) {
+        a->dropout = 0.3;
+        a->seed = 42;
+    }
     if (how == ALIBI_AND_SINKS || all) {
         a->alibi_slopes = slopes;
         a->sinks = sinks;
@@ -237,6 +242,74 @@ static void elementwise(enum sa_activation activation, ptrdiff_t rows, ptrdiff_t
     free(x), free(y);
 }
 
+/* Out and lse of the forward pass, and then every gradient. */
+static void backward(enum sa_dtype dtype, const ptrdiff_t lengths[2], const ptrdiff_t dims[2], enum masking how)
+{
+    ptrdiff_t q_len = lengths[0], kv_len = lengths[1], head_dim = dims[0], value_dim = dims[1];
+    ptrdiff_t rows = ITEMS * HEADS * q_len, keys = ITEMS * KV_HEADS * kv_len, scores = ITEMS * HEADS * q_len * kv_len;
+    size_t size = SIZES[dtype], wide = dtype == SA_FLOAT64 ? 8 : 4;
+    void *arrays[] = {numbers(dtype, rows * head_dim), numbers(dtype, keys * head_dim),
+                      numbers(dtype, keys * value_dim), numbers(dtype, rows * value_dim),
+                      numbers(dtype, rows * value_dim)};
+    void *lse = room(2 * rows), *sinks = room(2 * rows), *alibi = room(2 * rows);
+    void *grad_query = room(2 * rows * head_dim), *grad_key = room(2 * keys * head_dim);
+    void *grad_value = room(2 * keys * value_dim), *grad_bias = room(2 * scores);
+    memset(grad_key, 0, (size_t)(keys * head_dim) * 8), memset(grad_value, 0, (size_t)(keys * value_dim) * 8);
+    memset(grad_bias, 0, (size_t)scores * 8);
+    struct sa_attention a = {
+        .query = array(arrays[0], size, HEADS, q_len, head_dim),
+        .key = array(arrays[1], size, KV_HEADS, kv_len, head_dim),
+        .value = array(arrays[2], size, KV_HEADS, kv_len, value_dim),
+        .out = array(arrays[3], size, HEADS, q_len, value_dim),
+        .grad_out = array(arrays[4], size, HEADS, q_len, value_dim),
+        .lse = array(lse, wide, HEADS, q_len, 1),
+        .dtype = dtype,
+        .kv_dtype = dtype,
+        .num_leading = 1,
+        .leading_shape = {ITEMS},
+        .items = ITEMS,
+        .num_heads = HEADS,
+        .num_kv_heads = KV_HEADS,
+        .q_len = q_len,
+        .kv_len = kv_len,
+        .head_dim = head_dim,
+        .value_dim = value_dim,
+        .scale = 0.25,
+    };
+    mask_by(how, &a, q_len, kv_len);
+    if (sa_attention_run(kernels, &a, SA_ATTENTION, 2) != 0) exit(4);
+    a.grad_query = array(grad_query, size, HEADS, q_len, head_dim);
+    a.grad_key = array(grad_key, wide, KV_HEADS, kv_len, head_dim);
+    a.grad_value = array(grad_value, wide, KV_HEADS, kv_len, value_dim);
+    if (a.bias.data) a.grad_bias = array(grad_bias, 8, HEADS, q_len, kv_len);
+    if (a.sinks) a.grad_sinks = array(sinks, wide, HEADS, q_len, 1);
+    if (a.alibi_slopes) a.grad_alibi = array(alibi, wide, HEADS, q_len, 1);
+    if (sa_attention_backward_run(kernels, &a, 2) != 0) exit(4);
+    uint64_t h = hash_bytes(grad_query, (size_t)(rows * head_dim) * size, HASH_START);
+    h = hash_bytes(grad_key, (size_t)(keys * head_dim) * wide, h);
+    h = hash_bytes(grad_value, (size_t)(keys * value_dim) * wide, h);
+    h = hash_bytes(grad_bias, (size_t)scores * 8, h);
+    if (a.sinks) h = hash_bytes(sinks, (size_t)rows * wide, h);
+    if (a.alibi_slopes) h = hash_bytes(alibi, (size_t)rows * wide, h);
+    report("backward", (ptrdiff_t[]){dtype, q_len, kv_len, head_dim, value_dim, how}, 6, h);
+    for (int i = 0; i < 5; ++i)
+        free(arrays[i]);
+    free(lse), free(sinks), free(alibi), free(grad_query), free(grad_key), free(grad_value), free(grad_bias);
+    free(a.mask.data), free(a.bias.data);
+}
+
+static void all_backward(void)
+{
+    static const ptrdiff_t lengths[][2] = {{1, 1}, {5, 300}, {35, 97}, {70, 193}};
+    static const ptrdiff_t dims[][2] = {{1, 1}, {33, 65}, {64, 64}, {70, 24}};
+    static const enum sa_dtype dtypes[] = {SA_FLOAT32, SA_FLOAT64, SA_BFLOAT16};
+    for (size_t t = 0; t < sizeof dtypes / sizeof *dtypes; ++t)
+        for (size_t l = 0; l < sizeof lengths / sizeof *lengths; ++l)
+            for (size_t d = 0; d < sizeof dims / sizeof *dims; ++d)
+                for (int how = NO_MASK; how <= EVERYTHING; ++how)
+                    backward(dtypes[t], lengths[l], dims[d], (enum masking)how);
+}
+
 static void all_attention(void)
 {
     static const ptrdiff_t lengths[][2] = {{1, 1}, {1, 40}, {3, 17}, {5, 300}, {17, 33}, {35, 97}, {70, 193}};
@@ -284,6 +357,7 @@ int main(int argc, char **argv)
     kernels = sa_active();
     random_state = 20170612;
     all_attention();
+    all_backward();
     all_layers();
     return 0;
 }

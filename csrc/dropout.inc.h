@@ -1,0 +1,52 @@
+/* dropout.inc.h -- which weights are dropped: a random number for each (seed, item, head, query, key), so that any part of
+ * the weights, in any order, in the backward pass too, drops the same ones.
+ *
+ * Philox4x64-10 of "Parallel random numbers: as easy as 1, 2, 3" (Salmon et al., 2011): key (seed, 0), counter (key / 8,
+ * query, head, item); its four results are the numbers of eight keys, 32 bits each, the low half first. */
+
+static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
+{
+    uint64_t c[4] = {counter[0], counter[1], counter[2], counter[3]}, key[2] = {seed, 0};
+    for (int round = 0; round < 10; ++round) {
+        unsigned __int128 a = (unsigned __int128)0xD2E7470EE14C6C93u * c[0];
+        unsigned __int128 b = (unsigned __int128)0xCA5A826395121157u * c[2];
+        uint64_t next[4] = {(uint64_t)(b >> 64) ^ c[1] ^ key[0], (uint64_t)b, (uint64_t)(a >> 64) ^ c[3] ^ key[1],
+                            (uint64_t)a};
+        memcpy(c, next, sizeof c);
+        key[0] += 0x9E3779B97F4A7C15u;
+        key[1] += 0xBB67AE8584CAA73Bu;
+    }
+    memcpy(out, c, sizeof c);
+}
+
+/* factors[k * stride + lane] = 0 where the weight of key first + k is dropped, 1 / (1 - p) elsewhere. */
+static void dropout_factors(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
+                            ptrdiff_t first, ptrdiff_t last, real *factors, ptrdiff_t stride)
+{
+    ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    const uint64_t threshold = (uint64_t)(a->dropout * 4294967296.0 + 0.5);
+    const real kept = (real)(1.0 / (1.0 - a->dropout));
+    for (ptrdiff_t i = 0; i < p->rows; ++i) {
+        uint64_t query = (uint64_t)((p->row0 + i) / group), head = (uint64_t)(t->head + (p->row0 + i) % group);
+        for (ptrdiff_t eight = first / 8; eight * 8 < last; ++eight) {
+            uint64_t numbers[4];
+            philox((const uint64_t[]){(uint64_t)eight, query, head, (uint64_t)t->item}, a->seed, numbers);
+            for (ptrdiff_t key = larger(first, eight * 8); key < smaller(last, eight * 8 + 8); ++key) {
+                uint64_t number = numbers[key % 8 / 2] >> key % 2 * 32 & 0xffffffff;
+                factors[(key - first) * stride + i] = number < threshold ? (real)0.0 : kept;
+            }
+        }
+    }
+}
+
+/* The weights of a block, after they have been summed. */
+static void drop_weights(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p, struct block *b)
+{
+    real *factors = b->bias; /* no longer needed */
+    dropout_factors(a, t, p, b->first, b->last, factors, p->width);
+    for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
+        for (int i = 0; i < p->width; i += LANES) {
+            real *weight = b->scores + k * b->stride + i;
+            vstore(weight, vload(weight) * vload(factors + k * p->width + i));
+        }
+}

@@ -1,0 +1,311 @@
+/* operators_attention.c -- attention over all its tasks: which piece of the arrays a task computes, and how many threads
+ * are worth waking. No arithmetic here. */
+#include "operators.h"
+
+#include <stdlib.h>
+
+struct attention_job {
+    const struct sa_kernels *kernels;
+    const struct sa_attention *args;
+    ptrdiff_t tiles, spans;      /* of one head of one item */
+    const ptrdiff_t *first_task; /* packed: of item i, and the number of tasks in the end; otherwise NULL */
+    size_t workspace;
+    int (*compute)(const struct sa_attention *, const struct sa_tile *, void *);
+};
+
+static ptrdiff_t leading_offset(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t item)
+{
+    ptrdiff_t offset = 0;
+    for (int d = a->num_leading - 1; d >= 0; --d) {
+        offset += item % a->leading_shape[d] * array->leading[d];
+        item /= a->leading_shape[d];
+    }
+    return offset;
+}
+
+static char *item_head(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t item, ptrdiff_t head)
+{
+    return array->data ? array->data + leading_offset(a, array, item) + head * array->head : NULL;
+}
+
+/* Packed: there are no leading dimensions, an item is a range of rows. Returns how many keys it has. */
+static void move_rows(char **data, const struct sa_array *array, ptrdiff_t rows)
+{
+    if (*data) *data += rows * array->row;
+}
+
+static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct sa_tile *t)
+{
+    ptrdiff_t query = (ptrdiff_t)a->cu_seqlens_q[item], key = (ptrdiff_t)a->cu_seqlens_kv[item];
+    t->q_len = (ptrdiff_t)a->cu_seqlens_q[item + 1] - query;
+    t->query += query * a->query.row;
+    t->key += key * a->key.row;
+    if (t->value) t->value += key * a->value.row;
+    if (t->mask) t->mask += query * a->mask.row;
+    if (t->bias) t->bias += query * a->bias.row;
+    if (t->grad_out) t->grad_out += query * a->grad_out.row;
+    move_rows(&t->out, &a->out, query);
+    move_rows(&t->lse, &a->lse, query);
+    move_rows(&t->grad_query, &a->grad_query, query);
+    move_rows(&t->grad_sinks, &a->grad_sinks, query);
+    move_rows(&t->grad_alibi, &a->grad_alibi, query);
+    move_rows(&t->grad_key, &a->grad_key, key);
+    move_rows(&t->grad_value, &a->grad_value, key);
+    return (ptrdiff_t)a->cu_seqlens_kv[item + 1] - key;
+}
+
+static struct sa_tile tile_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t tile)
+{
+    ptrdiff_t group = a->num_heads / a->num_kv_heads, head = kv_head * group;
+    ptrdiff_t rows_of = a->block_table ? 0 : item; /* pages belong to no item */
+    struct sa_tile t = {
+        .query = item_head(a, &a->query, item, head),
+        .key = item_head(a, &a->key, rows_of, kv_head),
+        .value = item_head(a, &a->value, rows_of, kv_head),
+        .key_scale = item_head(a, &a->key_scale, item, kv_head),
+        .value_scale = item_head(a, &a->value_scale, item, kv_head),
+        .mask = item_head(a, &a->mask, item, head),
+        .bias = item_head(a, &a->bias, item, head),
+        .out = item_head(a, &a->out, item, head),
+        .lse = item_head(a, &a->lse, item, head),
+        .grad_out = item_head(a, &a->grad_out, item, head),
+        .grad_query = item_head(a, &a->grad_query, item, head),
+        .grad_key = item_head(a, &a->grad_key, item, kv_head),
+        .grad_value = item_head(a, &a->grad_value, item, kv_head),
+        .grad_sinks = item_head(a, &a->grad_sinks, item, head),
+        .grad_alibi = item_head(a, &a->grad_alibi, item, head),
+        .item = item,
+        .head = head,
+        .pages = a->block_table ? a->block_table + item * a->table_width : NULL,
+        .alibi_slopes = a->alibi_slopes ? a->alibi_slopes + head : NULL,
+        .sinks = a->sinks ? a->sinks + head : NULL,
+        .q_len = a->q_len,
+        .row0 = tile * SA_TASK_ROWS,
+    };
+    ptrdiff_t kv_len = a->cu_seqlens_q ? take_rows(a, item, &t) : a->kv_len;
+    t.valid_keys = a->kv_lengths ? (ptrdiff_t)a->kv_lengths[item / a->items_per_length] : kv_len;
+    /* The last query stands at the last key: of all, or of the valid ones where that is asked for by name. */
+    if (a->causal == SA_CAUSAL_BOTTOM_RIGHT || a->block_table) kv_len = t.valid_keys;
+    t.position0 = a->causal == SA_CAUSAL_TOP_LEFT ? 0 : kv_len - t.q_len;
+    t.rows = smaller(t.q_len * group - t.row0, SA_TASK_ROWS);
+    return t;
+}
+
+/* The item whose tasks `index` is among. */
+static ptrdiff_t packed_item(const struct attention_job *job, ptrdiff_t index)
+{
+    ptrdiff_t low = 0, high = job->args->items; /* first_task[low] <= index < first_task[high] */
+    while (high - low > 1) {
+        ptrdiff_t middle = low + (high - low) / 2;
+        if (job->first_task[middle] <= index)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Tasks go head by head, so that keys and values stay in the cache, and begin with a head's last tile: under a causal
+ * mask that is the one with the most keys, and what remains at the very end is short. */
+static int attention_task(void *context, ptrdiff_t index)
+{
+    const struct attention_job *job = context;
+    const struct sa_attention *a = job->args;
+    ptrdiff_t tiles = job->tiles, item = index / (tiles * a->num_kv_heads), rest = index % (tiles * a->num_kv_heads);
+    if (job->first_task) {
+        item = packed_item(job, index);
+        rest = index - job->first_task[item];
+        tiles = (job->first_task[item + 1] - job->first_task[item]) / a->num_kv_heads;
+    }
+    struct sa_tile t = tile_of(a, item, rest / tiles, tiles - 1 - rest % tiles);
+    void *workspace = sa_workspace(job->workspace);
+    return workspace ? job->compute(a, &t, workspace) : SA_NO_MEMORY;
+}
+
+/* The columns of one span of keys: all the queries' rows, one tile after the other. */
+static int column_sums_task(void *context, ptrdiff_t index)
+{
+    const struct attention_job *job = context;
+    const struct sa_attention *a = job->args;
+    ptrdiff_t head = index / job->spans, span = index % job->spans;
+    void *workspace = sa_workspace(job->workspace);
+    int status = workspace ? SA_OK : SA_NO_MEMORY;
+    for (ptrdiff_t tile = 0; tile < job->tiles && !status; ++tile) {
+        struct sa_tile t = tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tile);
+        status = job->kernels->column_sums(a, &t, span * SA_KEY_SPAN, workspace);
+    }
+    return status;
+}
+
+/* Sequences differ in length, and so in the number of their tasks. `first_task` has room for items + 1. */
+static double plan_packed(const struct sa_attention *a, ptrdiff_t *first_task)
+{
+    ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    double scores = 0.0;
+    first_task[0] = 0;
+    for (ptrdiff_t i = 0; i < a->items; ++i) {
+        ptrdiff_t q_len = (ptrdiff_t)(a->cu_seqlens_q[i + 1] - a->cu_seqlens_q[i]);
+        first_task[i + 1] = first_task[i] + task_count(q_len * group, SA_TASK_ROWS) * a->num_kv_heads;
+        scores += (double)q_len * (double)(a->cu_seqlens_kv[i + 1] - a->cu_seqlens_kv[i]);
+    }
+    return scores;
+}
+
+int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention *a, enum sa_result result,
+                     int num_threads)
+{
+    if (a->dtype == SA_FLOAT64) kernels = kernels->float64;
+    if (a->bfloat16 && kernels->bfloat16 && kernels->bfloat16->runs_here()) kernels = kernels->bfloat16;
+    ptrdiff_t *first_task = a->cu_seqlens_q ? malloc((size_t)(a->items + 1) * sizeof *first_task) : NULL;
+    if (a->cu_seqlens_q && !first_task) return SA_NO_MEMORY;
+    struct attention_job job = {
+        .kernels = kernels,
+        .args = a,
+        .tiles = task_count(a->q_len * (a->num_heads / a->num_kv_heads), SA_TASK_ROWS),
+        .spans = task_count(a->kv_len, SA_KEY_SPAN),
+        .first_task = first_task,
+        .workspace = kernels->attention_workspace(a),
+        .compute = result == SA_WEIGHTS          ? kernels->attention_weights
+                   : result == SA_ROW_STATISTICS ? kernels->row_statistics
+                                                 : kernels->attention,
+    };
+    sa_task task = result == SA_COLUMN_SUMS ? column_sums_task : attention_task;
+    double scores = (double)a->items * (double)a->q_len * (double)a->kv_len; /* of one head */
+    if (first_task) scores = plan_packed(a, first_task);
+    ptrdiff_t tasks = (result == SA_COLUMN_SUMS ? job.spans : job.tiles) * a->items * a->num_kv_heads;
+    if (first_task) tasks = first_task[a->items];
+    double multiply_adds = scores * (double)a->num_heads * (double)(a->head_dim + a->value_dim);
+    int status = sa_parallel_for(tasks, task, &job, worthwhile_threads(multiply_adds, num_threads));
+    free(first_task);
+    return status;
+}
+
+/* ---- backward ---- */
+
+enum { ALL_KEYS = -1 };
+
+struct backward_job {
+    const struct sa_kernels *kernels;
+    const struct sa_attention *args;
+    ptrdiff_t spans; /* of the longest item */
+    size_t workspace;
+};
+
+/* A tile's part in the gradients; `keys`: of its own rows only (0), of keys and values only (1), of both (2). */
+static int backward_tile(const struct backward_job *job, struct sa_tile t, int keys, ptrdiff_t span, void *workspace)
+{
+    if (keys == 0) t.grad_key = t.grad_value = NULL;
+    if (keys == 1) t.grad_query = t.grad_sinks = t.grad_alibi = NULL;
+    ptrdiff_t first = span == ALL_KEYS ? 0 : span * SA_KEY_SPAN, last = first + SA_KEY_SPAN;
+    return job->kernels->attention_backward(job->args, &t, first, span == ALL_KEYS ? PTRDIFF_MAX : last, workspace);
+}
+
+/* All tiles of a head, in order. */
+static int backward_tiles(const struct backward_job *job, ptrdiff_t head_index, int keys, ptrdiff_t span)
+{
+    const struct sa_attention *a = job->args;
+    ptrdiff_t item = head_index / a->num_kv_heads, kv_head = head_index % a->num_kv_heads;
+    void *workspace = sa_workspace(job->workspace);
+    int status = workspace ? SA_OK : SA_NO_MEMORY;
+    for (ptrdiff_t tile = 0; !status; ++tile) {
+        struct sa_tile t = tile_of(a, item, kv_head, tile);
+        if (t.rows <= 0) break;
+        status = backward_tile(job, t, keys, span, workspace);
+    }
+    return status;
+}
+
+static int backward_head_task(void *context, ptrdiff_t index)
+{
+    return backward_tiles(context, index, 2, ALL_KEYS);
+}
+
+static int backward_keys_task(void *context, ptrdiff_t index)
+{
+    const struct backward_job *job = context;
+    return backward_tiles(job, index / job->spans, 1, index % job->spans);
+}
+
+/* A tile of the longest item's; shorter ones have fewer. */
+static int backward_rows_task(void *context, ptrdiff_t index)
+{
+    const struct backward_job *job = context;
+    const struct sa_attention *a = job->args;
+    ptrdiff_t tiles = task_count(a->q_len * (a->num_heads / a->num_kv_heads), SA_TASK_ROWS), head = index / tiles;
+    struct sa_tile t = tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tiles - 1 - index % tiles);
+    if (t.rows <= 0) return SA_OK;
+    void *workspace = sa_workspace(job->workspace);
+    return workspace ? backward_tile(job, t, 0, ALL_KEYS, workspace) : SA_NO_MEMORY;
+}
+
+/* Is the item the one of this number among those that have a bias of their own? */
+static int own_item(const struct sa_attention *a, const struct sa_array *bias, ptrdiff_t item, ptrdiff_t number)
+{
+    for (int d = a->num_leading - 1; d >= 0; --d) {
+        if (bias->leading[d]) {
+            if (item % a->leading_shape[d] != number % a->leading_shape[d]) return 0;
+            number /= a->leading_shape[d];
+        }
+        item /= a->leading_shape[d];
+    }
+    return 1;
+}
+
+/* One task for each of the bias' own dimensions; what it is broadcast over is summed in order within the task. */
+static int backward_bias_task(void *context, ptrdiff_t index)
+{
+    const struct backward_job *job = context;
+    const struct sa_attention *a = job->args;
+    const struct sa_array *bias = &a->grad_bias;
+    ptrdiff_t tiles = task_count(a->q_len * (a->num_heads / a->num_kv_heads), SA_TASK_ROWS);
+    ptrdiff_t own_tile = bias->row ? index % tiles : -1, rest = bias->row ? index / tiles : index;
+    ptrdiff_t own_head = bias->head ? rest % a->num_kv_heads : -1;
+    rest = bias->head ? rest / a->num_kv_heads : rest;
+    void *workspace = sa_workspace(job->workspace);
+    int status = workspace ? SA_OK : SA_NO_MEMORY;
+    for (ptrdiff_t item = 0; item < a->items; ++item) {
+        if (!own_item(a, bias, item, rest)) continue;
+        for (ptrdiff_t head = 0; head < a->num_kv_heads; ++head)
+            for (ptrdiff_t tile = 0; tile < tiles && !status; ++tile) {
+                if ((own_head >= 0 && head != own_head) || (own_tile >= 0 && tile != own_tile)) continue;
+                struct sa_tile t = tile_of(a, item, head, tile);
+                t.grad_query = t.grad_key = t.grad_value = t.grad_sinks = t.grad_alibi = NULL;
+                t.grad_bias = item_head(a, bias, item, head * (a->num_heads / a->num_kv_heads));
+                status = backward_tile(job, t, 0, ALL_KEYS, workspace);
+            }
+    }
+    return status;
+}
+
+static ptrdiff_t bias_tasks(const struct sa_attention *a)
+{
+    ptrdiff_t group = a->num_heads / a->num_kv_heads, tasks = 1;
+    for (int d = 0; d < a->num_leading; ++d)
+        if (a->grad_bias.leading[d]) tasks *= a->leading_shape[d];
+    if (a->grad_bias.head) tasks *= a->num_kv_heads;
+    if (a->grad_bias.row) tasks *= task_count(a->q_len * group, SA_TASK_ROWS);
+    return tasks;
+}
+
+/* Head by head, each tile's five products at once; or, where there are too few heads for the threads, the rows' gradients
+ * first and then the keys', at seven products in all. The sums are the same to the last bit. */
+int sa_attention_backward_run(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
+{
+    if (a->dtype == SA_FLOAT64) kernels = kernels->float64;
+    struct backward_job job = {kernels, a, task_count(a->kv_len, SA_KEY_SPAN), kernels->backward_workspace(a)};
+    ptrdiff_t heads = a->items * a->num_kv_heads, group = a->num_heads / a->num_kv_heads;
+    double multiply_adds = 2.5 * (double)a->items * (double)a->num_heads * (double)a->q_len * (double)a->kv_len;
+    num_threads = worthwhile_threads(multiply_adds * (double)(a->head_dim + a->value_dim), num_threads);
+    int by_rows = a->grad_query.data || a->grad_sinks.data || a->grad_alibi.data, by_keys = a->grad_key.data != NULL;
+    double rounds = (double)task_count(heads, num_threads), share = (double)heads / num_threads;
+    int status = SA_OK;
+    if (by_rows && by_keys && 5.0 * rounds <= 7.0 * share) {
+        status = sa_parallel_for(heads, backward_head_task, &job, num_threads);
+    } else {
+        ptrdiff_t tiles = task_count(a->q_len * group, SA_TASK_ROWS);
+        if (by_rows) status = sa_parallel_for(tiles * heads, backward_rows_task, &job, num_threads);
+        if (by_keys && !status) status = sa_parallel_for(job.spans * heads, backward_keys_task, &job, num_threads);
+    }
+    if (a->grad_bias.data && !status) status = sa_parallel_for(bias_tasks(a), backward_bias_task, &job, num_threads);
+    return status;
+}

@@ -1,0 +1,178 @@
+# ---- attention ----
+
+cdef dict CAUSAL = {
+    None: SA_NOT_CAUSAL, "top_left": SA_CAUSAL_TOP_LEFT, "bottom_right": SA_CAUSAL_BOTTOM_RIGHT,
+}
+cdef dict RESULTS = {
+    "attention": SA_ATTENTION, "weights": SA_WEIGHTS,
+    "row_statistics": SA_ROW_STATISTICS, "column_sums": SA_COLUMN_SUMS,
+}
+cdef dict DTYPES = {
+    "float32": SA_FLOAT32, "float64": SA_FLOAT64, "float16": SA_FLOAT16, "bfloat16": SA_BFLOAT16, "int8": SA_INT8,
+}
+cdef object FLOAT32 = np.dtype(np.float32)
+
+
+cdef sa_dtype dtype_of(array) except *:
+    dtype = array.dtype
+    return SA_FLOAT32 if dtype is FLOAT32 else DTYPES[dtype.name]
+
+
+cdef void lay_out(sa_array *array, const Py_buffer *view, int columns, int num_leading) noexcept:
+    """Strides of (leading..., head, row[, column]) from the right; what is missing or of size 1 is broadcast."""
+    cdef int dim, axis
+    cdef ptrdiff_t stride
+    memset(array, 0, sizeof(sa_array))
+    array.data = <char *>view.buf
+    for axis in range(view.ndim):
+        dim = view.ndim - 1 - axis  # counted from the right
+        stride = 0 if view.shape[axis] == 1 else view.strides[axis]
+        if dim < columns:
+            array.col = stride
+        elif dim == columns:
+            array.row = stride
+        elif dim == columns + 1:
+            array.head = stride
+        else:
+            array.leading[num_leading - 1 - (dim - columns - 2)] = stride
+
+
+cdef sa_side side_of(size) except *:
+    cdef sa_side side
+    side.bounded, side.size = size is not None, 0 if size is None else size
+    return side
+
+
+
+cdef struct Views:
+    Py_buffer held[16]
+    int used
+
+
+cdef int take(Views *views, sa_array *target, array, int columns, int num_leading, bint writable=False) except -1:
+    """Lays out an array that stays as it is until release(); None is no array."""
+    if array is None:
+        return 0
+    PyObject_GetBuffer(array, &views.held[views.used], PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+    views.used += 1
+    lay_out(target, &views.held[views.used - 1], columns, num_leading)
+    return 0
+
+
+cdef void release(Views *views) noexcept:
+    while views.used:
+        views.used -= 1
+        PyBuffer_Release(&views.held[views.used])
+
+
+cdef int set_call(sa_attention *args, query, key, tuple leading, tuple sizes, double scale, str causal, window,
+                  double softcap, alibi_slopes, sinks, kv_lengths, cu_seqlens_q, cu_seqlens_kv, double dropout,
+                  uint64_t seed) except -1:
+    """All of a call but its arrays; the caller keeps alive what is passed."""
+    cdef int axis
+    memset(args, 0, sizeof(sa_attention))
+    args.num_leading = len(leading)
+    args.items = 1
+    for axis in range(args.num_leading):
+        args.leading_shape[axis] = leading[axis]
+        args.items *= args.leading_shape[axis]
+    args.num_heads, args.num_kv_heads, args.q_len, args.kv_len, args.head_dim, args.value_dim = sizes
+    args.dtype, args.kv_dtype = dtype_of(query), dtype_of(key)
+    args.scale, args.softcap, args.causal = scale, softcap, CAUSAL[causal]
+    args.dropout, args.seed = dropout, seed
+    if window is not None:
+        args.left, args.right = side_of(window[0]), side_of(window[1])
+    args.alibi_slopes, args.sinks = <const double *>data_of(alibi_slopes), <const double *>data_of(sinks)
+    args.kv_lengths = <const int64_t *>data_of(kv_lengths)
+    if cu_seqlens_q is not None:
+        args.cu_seqlens_q = <const int64_t *>data_of(cu_seqlens_q)
+        args.cu_seqlens_kv = <const int64_t *>data_of(cu_seqlens_kv)
+        args.items = len(cu_seqlens_q) - 1
+    if kv_lengths is not None:
+        args.items_per_length = max(1, args.items // max(1, len(kv_lengths)))
+    return 0
+
+
+def attention(query not None, key not None, value, out, lse, mask, bias, tuple leading, tuple sizes, double scale,
+              str causal, int num_threads, *, str what="attention", window=None, double softcap=0.0, alibi_slopes=None,
+              sinks=None, kv_lengths=None, positions=None, cu_seqlens_q=None, cu_seqlens_kv=None, block_tables=None,
+              key_scale=None, value_scale=None, bint bfloat16=False, double dropout=0.0, uint64_t seed=0):
+    """One call of the operator on native arrays of any strides; selfattn.attention says what the arguments mean.
+
+    sizes = (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim). `what` is "attention", "weights" (out is
+    (..., num_heads, q_len, kv_len)) or "column_sums" (out is float64 (..., num_heads, kv_len) and zero, lse is what
+    "row_statistics" wrote there, (..., num_heads, q_len, 2); both C-contiguous). Packed arrays are
+    (heads, tokens, dim); pages are (num_pages, heads, page_size, dim). Lengths, positions, cu_seqlens and
+    block_tables are int64, slopes and sinks float64, all C-contiguous.
+    """
+    cdef sa_attention args
+    cdef Views views
+    cdef int status = SA_OK, axes = len(leading)
+    cdef sa_result result = RESULTS[what]
+    set_call(&args, query, key, leading, sizes, scale, causal, window, softcap, alibi_slopes, sinks, kv_lengths,
+             cu_seqlens_q, cu_seqlens_kv, dropout, seed)
+    args.positions, args.bfloat16 = <const int64_t *>data_of(positions), bfloat16
+    if bias is not None:
+        args.bias_dtype = dtype_of(bias)
+    if block_tables is not None:
+        args.block_table = <const int64_t *>data_of(block_tables)
+        args.table_width, args.page_size = block_tables.shape[1], key.shape[2]
+        axes = 1
+    views.used = 0
+    try:
+        take(&views, &args.query, query, 1, axes)
+        take(&views, &args.key, key, 1, axes)
+        take(&views, &args.value, value, 1, axes)
+        take(&views, &args.out, out, 0 if result == SA_COLUMN_SUMS else 1, axes, True)
+        take(&views, &args.lse, lse, 1 if result >= SA_ROW_STATISTICS else 0, axes, True)
+        take(&views, &args.mask, mask, 1, axes)
+        take(&views, &args.bias, bias, 1, axes)
+        take(&views, &args.key_scale, key_scale, 0, axes)
+        take(&views, &args.value_scale, value_scale, 0, axes)
+        with nogil:
+            status = sa_attention_run(sa_active(), &args, result, num_threads)
+    finally:
+        release(&views)
+    raise_status(status)
+
+
+def attention_backward(grad_out not None, query not None, key not None, value not None, out not None, lse not None,
+                       grad_query, grad_key, grad_value, mask, bias, tuple leading, tuple sizes, double scale,
+                       str causal, int num_threads, *, window=None, double softcap=0.0, alibi_slopes=None, sinks=None,
+                       kv_lengths=None, cu_seqlens_q=None, cu_seqlens_kv=None, bint bfloat16=False, double dropout=0.0,
+                       uint64_t seed=0, grad_sink_rows=None, grad_alibi_rows=None, grad_bias=None):
+    """The gradients whose arrays are given. Arguments as for attention(), of which out and lse are the results.
+
+    grad_query has the query's dtype. grad_key and grad_value, in the arithmetic's dtype and (*leading, num_kv_heads,
+    kv_len, dim) with contiguous rows, and grad_bias, float64 and of the bias' shape, are added to: they begin as
+    zeros. grad_sink_rows and grad_alibi_rows are (*leading, num_heads, q_len), to be summed. The arithmetic is that of
+    the dtype, whatever `bfloat16` says.
+    """
+    cdef sa_attention args
+    cdef Views views
+    cdef int status = SA_OK, axes = len(leading)
+    set_call(&args, query, key, leading, sizes, scale, causal, window, softcap, alibi_slopes, sinks, kv_lengths,
+             cu_seqlens_q, cu_seqlens_kv, dropout, seed)
+    if bias is not None:
+        args.bias_dtype = dtype_of(bias)
+    views.used = 0
+    try:
+        take(&views, &args.grad_out, grad_out, 1, axes)
+        take(&views, &args.query, query, 1, axes)
+        take(&views, &args.key, key, 1, axes)
+        take(&views, &args.value, value, 1, axes)
+        take(&views, &args.out, out, 1, axes)
+        take(&views, &args.lse, lse, 0, axes)
+        take(&views, &args.mask, mask, 1, axes)
+        take(&views, &args.bias, bias, 1, axes)
+        take(&views, &args.grad_query, grad_query, 1, axes, True)
+        take(&views, &args.grad_key, grad_key, 1, axes, True)
+        take(&views, &args.grad_value, grad_value, 1, axes, True)
+        take(&views, &args.grad_bias, grad_bias, 1, axes, True)
+        take(&views, &args.grad_sinks, grad_sink_rows, 0, axes, True)
+        take(&views, &args.grad_alibi, grad_alibi_rows, 0, axes, True)
+        with nogil:
+            status = sa_attention_backward_run(sa_active(), &args, num_threads)
+    finally:
+        release(&views)
+    raise_status(status)
