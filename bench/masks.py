@@ -1,7 +1,7 @@
 """What a mask saves and an option costs: `python bench/masks.py [--threads N] [--rounds N] [--json FILE]`.
 
-Each call is verified on its first head against the specification in float64 and timed in turns with the plain call
-of the same shape, in float32 and without options. A ratio below 1 is time saved.
+Each call is verified on its first head against the specification in float64 and timed in turns with the plain
+call of the same shape, in float32 and without options. A ratio below 1 is time saved.
 """
 
 import argparse

@@ -117,7 +117,9 @@ def line(cells: list[str]) -> str:
 def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
     """Where the numbers come from: the command, and the machine as far as the file knows it."""
     own_script = kind in ("footprint", "masks")
-    command = f"python bench/{kind}.py --json {shown(path)}" if own_script else run_command(kind, document, path)
+    command = (
+        f"python bench/{kind}.py --json {shown(path)}" if own_script else run_command(kind, document, path)
+    )
     facts = document.get("machine")
     if facts is None:
         return [f"`{command}`"]
