@@ -1,8 +1,8 @@
 """The tables of README.md, from what a benchmark wrote: `python bench/table.py FILE.json ...`.
 
-Each FILE is what run.py, masks.py or footprint.py wrote with --json. The text between `<!-- bench:KIND -->` and
-`<!-- /bench -->` is replaced, with the machine and the command of the measurement beside the numbers. What no
-FILE holds stays as it is.
+Each FILE is what run.py, masks.py, gradients.py or footprint.py wrote with --json. The text between
+`<!-- bench:KIND -->` and `<!-- /bench -->` is replaced, with the machine and the command of the measurement
+beside the numbers. What no FILE holds stays as it is.
 """
 
 import argparse
@@ -51,6 +51,8 @@ def tables(document: dict[str, Any], path: Path) -> dict[str, str]:
     """The Markdown of each kind of measurement in the file."""
     if "masks" in document:
         return {"masks": masks_table(document, path)}
+    if "gradients" in document:
+        return {"gradients": gradients_table(document, path)}
     if "results" not in document:
         return {"footprint": footprint_table(document, path)}
     kinds = dict.fromkeys(result["kind"] for result in document["results"])
@@ -105,6 +107,21 @@ def masks_table(document: dict[str, Any], path: Path) -> str:
     return "\n".join([*lines, "", *source("masks", document, path)])
 
 
+def gradients_table(document: dict[str, Any], path: Path) -> str:
+    """Forward and backward, and a training step, beside PyTorch's."""
+    heading = ["forward and backward", "shape", "threads", "selfattn", "backward of peak"]
+    lines = rows([*heading, "PyTorch's time / ours"])
+    for result in document["gradients"]:
+        ours = f"{result['ms']:.0f} ms" if "ms" in result else f"{result['gflops']:.0f} GFLOP/s"
+        full = result["what"] == "full"  # of a causal pass half is skipped: no fraction of peak
+        fraction = f"{result['backward_of_peak']:.0%}".replace("%", " %") if full else ""
+        low, high = result.get("quartiles", (0, 0))
+        spread = f" ±{(high - low) / 2:.2f}"
+        ratio = f"{result['torch_over_ours']:.2f}{spread}" if "torch_over_ours" in result else "-"
+        lines += [line([result["what"], result["shape"], str(result["threads"]), ours, fraction, ratio])]
+    return "\n".join([*lines, "", *source("gradients", document, path)])
+
+
 def rows(heading: list[str]) -> list[str]:
     """The head of a table: names left, numbers right."""
     return [line(heading), line(["---", *["---:"] * (len(heading) - 1)])]
@@ -116,10 +133,9 @@ def line(cells: list[str]) -> str:
 
 def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
     """Where the numbers come from: the command, and the machine as far as the file knows it."""
-    own_script = kind in ("footprint", "masks")
-    command = (
-        f"python bench/{kind}.py --json {shown(path)}" if own_script else run_command(kind, document, path)
-    )
+    command = f"python bench/{kind}.py --json {shown(path)}"
+    if "results" in document:
+        command = run_command(kind, document, path)
     facts = document.get("machine")
     if facts is None:
         return [f"`{command}`"]
