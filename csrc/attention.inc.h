@@ -14,8 +14,18 @@ enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain o
 #include "lanes.inc.h"
 #include "mask.inc.h"
 #include "dropout.inc.h"
+#include "few.inc.h"
 
 /* ---- pass 1: the scores of the keys first .. last - 1 of a block ---- */
+
+/* The maximum of a panel of one vector. */
+static void find_max(struct block *b)
+{
+    vreal max = vsplat(-INFINITY);
+    for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
+        max = vmax(vload(b->scores + k * b->stride), max);
+    vstore(b->max, max);
+}
 
 /* Returns 0 if no lane sees a key of the block that begins at key0. */
 static int score_block(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
@@ -31,8 +41,13 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
     struct ahead ahead[2] = {rows_ahead(a, &b->keys, b->first + 2 * MAX_TILE_ROWS),
                              rows_ahead(a, &b->values, b->first)};
     int done = !b->ranged && b->biased == NOT_BIASED && !scaling.natural;
-    multiply_long(p->nv, b->last - b->first, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, p->width, scores,
-                  done ? b->max : NULL, ahead);
+    if (few(p, keys.col)) {
+        few_scores(p->rows, keys, b->last - b->first, a->head_dim, p->query, scores, ahead[1]);
+        if (done) find_max(b);
+    } else {
+        multiply_long(p->nv, b->last - b->first, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, p->width,
+                      scores, done ? b->max : NULL, ahead);
+    }
     if (!done) finish_scores(a, t, p, scaling, b);
     return 1;
 }
@@ -102,6 +117,9 @@ static void add_values(const struct sa_attention *a, const struct sa_tile *t, st
     struct panel outputs = {p->span.outputs, p->width};
     if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, keys))
         add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach other lanes */
+    else if (few(p, rows.col))
+        few_values(p->rows, values, keys, a->value_dim, (struct panel){b->scores, p->width}, outputs,
+                   p->span.empty ? NULL : rescale, rows_ahead(a, &b->keys, b->last));
     else if (p->span.empty)
         multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, NULL);
     else
