@@ -111,11 +111,15 @@ static int attention_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;
     const struct sa_attention *a = job->args;
-    ptrdiff_t tiles = job->tiles, item = index / (tiles * a->num_kv_heads), rest = index % (tiles * a->num_kv_heads);
+    ptrdiff_t tiles, item, rest;
     if (job->first_task) {
         item = packed_item(job, index);
         rest = index - job->first_task[item];
         tiles = (job->first_task[item + 1] - job->first_task[item]) / a->num_kv_heads;
+    } else {
+        tiles = job->tiles;
+        item = index / (tiles * a->num_kv_heads);
+        rest = index % (tiles * a->num_kv_heads);
     }
     struct sa_tile t = tile_of(a, item, rest / tiles, tiles - 1 - rest % tiles);
     void *workspace = sa_workspace(job->workspace);
