@@ -25,7 +25,7 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("_kernels", SOURCES), extension("_stack", []), extension("_arrays", [])],
+        [extension("_kernels", SOURCES), *(extension(name, []) for name in ("_gradients", "_stack", "_arrays"))],
         language_level=3,
         compiler_directives={"boundscheck": False, "wraparound": False, "freethreading_compatible": True},
         quiet=True,

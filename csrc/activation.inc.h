@@ -30,32 +30,45 @@ INLINE vreal gelu_ratio(vreal t)
 }
 #endif
 
-INLINE vreal gelu_vector(vreal x)
+/* exp(-t^2 / 2) */
+INLINE vreal gelu_exponential(vreal t)
 {
-    vreal t = vmax(x, -x), r = gelu_ratio(t);
-    vreal capped = vmax(vsplat(-GELU_IS_0), -t); /* e is 0 from here on; -t, so that NaN stays */
-    vreal square = capped * capped, low = vfma(capped, capped, -square);
+    vreal square = t * t, low = vfma(t, t, -square);
     vreal power = square * vsplat(HALF_LOG2E);
     vreal error = vfma(square, vsplat(HALF_LOG2E), -power);
     error = vfma(square, vsplat(HALF_LOG2E_LOW), vfma(low, vsplat(HALF_LOG2E), error));
     vreal e = vexp2(power);
-    e = vfma(e * error, vsplat((real)0.6931471805599453), e);
-    return vmax(vsplat(0.0f), x) + capped * e * r; /* capped: -t, but finite where e is 0 */
+    return vfma(e * error, vsplat((real)0.6931471805599453), e);
 }
 
-/* 1 / (1 + exp(-x)) */
-INLINE vreal sigmoid_vector(vreal x)
+INLINE vreal gelu_vector(vreal x)
+{
+    vreal t = vmax(x, -x), r = gelu_ratio(t);
+    vreal capped = vmax(vsplat(-GELU_IS_0), -t); /* e is 0 from here on; -t, so that NaN stays */
+    return vmax(vsplat(0.0f), x) + capped * gelu_exponential(capped) * r; /* capped: finite where e is 0 */
+}
+
+/* 1 / (1 + e), e = exp(-x), which is left at 1 where the result is 0. */
+INLINE vreal sigmoid_and_exponential(vreal x, vreal *e)
 {
     vreal power = x * vsplat(-LOG2E);
     vint far = power >= vsplat((real)BIAS_1);
-    return vselect(far, vsplat(0.0f), vsplat(1.0f) / (vsplat(1.0f) + vexp2(vselect(far, vsplat(0.0f), power))));
+    *e = vexp2(vselect(far, vsplat(0.0f), power));
+    return vselect(far, vsplat(0.0f), vsplat(1.0f) / (vsplat(1.0f) + *e));
 }
+
+INLINE vreal sigmoid_vector(vreal x)
+{
+    vreal e;
+    return sigmoid_and_exponential(x, &e);
+}
+
+static const real TANH_LINEAR = (real)1.5957691216057308, TANH_CUBIC = (real)(0.044715 * 1.5957691216057308);
 
 /* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)) */
 INLINE vreal gelu_tanh_vector(vreal x)
 {
-    const real twice_root = (real)1.5957691216057308, cubic = (real)(0.044715 * 1.5957691216057308);
-    return x * sigmoid_vector(x * vfma(x * x, vsplat(cubic), vsplat(twice_root)));
+    return x * sigmoid_vector(x * vfma(x * x, vsplat(TANH_CUBIC), vsplat(TANH_LINEAR)));
 }
 
 INLINE vreal activate_vector(enum sa_activation kind, vreal x)

@@ -94,6 +94,7 @@ struct sa_linear {
     const void *x, *packed, *bias, *residual; /* bias, residual: NULL if none */
     void *y;
     ptrdiff_t x_stride, y_stride, residual_stride; /* numbers from row to row */
+    ptrdiff_t x_step;                              /* from number to number of a row: 1, unless x is transposed */
     ptrdiff_t rows, depth, width;
     enum sa_activation activation;
 };
@@ -102,6 +103,24 @@ struct sa_linear {
 struct sa_norm {
     const void *x, *weight, *bias; /* bias: NULL if none */
     void *y;                       /* may be x */
+    ptrdiff_t rows, width;
+    double eps;
+    int rms;
+};
+
+/* The way back through y = act(x), or with a gate through y = act(x) * up: up and grad_up are NULL without one. */
+struct sa_activation_backward {
+    const void *grad_y, *x, *up;
+    void *grad_x, *grad_up; /* grad_x may be grad_y */
+    ptrdiff_t n;
+    enum sa_activation activation;
+};
+
+/* The way back through a norm. What it knows of a row is computed anew from x. */
+struct sa_norm_backward {
+    const void *grad_y, *x, *weight;
+    void *grad_x;                  /* may be grad_y */
+    void *grad_weight, *grad_bias; /* (width,) */
     ptrdiff_t rows, width;
     double eps;
     int rms;
@@ -133,6 +152,12 @@ struct sa_kernels {
     void (*activate)(enum sa_activation, void *x, ptrdiff_t n); /* in place */
     void (*gate)(enum sa_activation, const void *gate_up, ptrdiff_t rows, ptrdiff_t width, void *y);
 
+    void (*activation_backward)(const struct sa_activation_backward *, ptrdiff_t begin, ptrdiff_t end);
+    /* Sums over the rows of a chunk: (2, width), of weight and bias; (width,). And the chunks' sums added up into y. */
+    void (*norm_backward)(const struct sa_norm_backward *, ptrdiff_t row0, ptrdiff_t row1, double *sums);
+    void (*sum_rows)(const void *x, ptrdiff_t rows, ptrdiff_t width, double *sums);
+    void (*add_sums)(double *sums, ptrdiff_t chunks, ptrdiff_t stride, ptrdiff_t width, void *y);
+
     double (*peak_loop)(ptrdiff_t iterations);          /* multiply-adds only; returns the floating-point operations */
     double (*read_loop)(const void *data, ptrdiff_t n); /* reads n numbers */
 };
@@ -151,9 +176,16 @@ int sa_attention_run(const struct sa_kernels *, const struct sa_attention *, enu
  * contiguous rows) and grad_bias (float64) are added to; grad_sinks and grad_alibi are one number for each row. */
 int sa_attention_backward_run(const struct sa_kernels *, const struct sa_attention *, int num_threads);
 int sa_linear_run(const struct sa_kernels *, const struct sa_linear *, int num_threads);
+int sa_pack_run(const struct sa_kernels *, const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth,
+                ptrdiff_t width, void *packed, int num_threads);
 int sa_norm_run(const struct sa_kernels *, const struct sa_norm *, int num_threads);
 int sa_activate_run(const struct sa_kernels *, enum sa_activation, void *x, ptrdiff_t n, int num_threads);
 int sa_gate_run(const struct sa_kernels *, enum sa_activation, const void *gate_up, ptrdiff_t rows, ptrdiff_t width,
                 void *y, int num_threads);
+
+int sa_activation_backward_run(const struct sa_kernels *, const struct sa_activation_backward *, int num_threads);
+int sa_norm_backward_run(const struct sa_kernels *, const struct sa_norm_backward *, int num_threads);
+int sa_sum_rows_run(const struct sa_kernels *, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y,
+                    int num_threads);
 
 #endif

@@ -11,6 +11,7 @@
 #include "activation.inc.h"
 #include "linear.inc.h"
 #include "norm.inc.h"
+#include "gradients.inc.h"
 #endif
 #include "probe.inc.h"
 
@@ -49,6 +50,10 @@ const struct sa_kernels SA_TABLE() = {
     .norm = norm,
     .activate = activate,
     .gate = gate,
+    .activation_backward = activation_backward,
+    .norm_backward = norm_backward,
+    .sum_rows = sum_rows,
+    .add_sums = add_sums,
 #endif
     .peak_loop = peak_loop,
     .read_loop = read_loop,

@@ -9,17 +9,37 @@ INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
     return (int)((columns + LANES - 1) / LANES);
 }
 
+/* LANES columns, each of them LANES contiguous numbers, become rows. */
+INLINE void pack_block(const char *from, ptrdiff_t col, real *to, ptrdiff_t stride)
+{
+    vreal block[LANES];
+    for (int i = 0; i < LANES; ++i)
+        block[i] = vload((const real *)(from + i * col));
+    vtranspose(block);
+    for (int i = 0; i < LANES; ++i)
+        vstore(to + i * stride, block[i]);
+}
+
 static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
                          void *packed)
 {
     real *to = packed;
     for (ptrdiff_t panel = 0; panel * PANEL_LANES < width; ++panel) {
-        int lanes = panel_vectors(width, panel) * LANES;
-        for (ptrdiff_t p = 0; p < depth; ++p)
-            for (int i = 0; i < lanes; ++i) {
-                ptrdiff_t column = panel * PANEL_LANES + i;
-                *to++ = column < width ? *(const scalar_any *)(weight + p * row + column * col) : 0.0f;
-            }
+        int lanes = panel_vectors(width, panel) * LANES, columns = (int)smaller(lanes, width - panel * PANEL_LANES);
+        const char *from = weight + panel * PANEL_LANES * col;
+        ptrdiff_t p = 0;
+        if (row == sizeof(real) && columns == lanes) /* a transposed weight: square blocks turn in registers */
+            for (; p + LANES <= depth; p += LANES, from += LANES * row, to += LANES * lanes)
+                for (int i = 0; i < lanes; i += LANES)
+                    pack_block(from + i * col, col, to + i, lanes);
+        for (; p < depth; ++p, from += row, to += lanes) {
+            memset(to + columns, 0, (size_t)(lanes - columns) * sizeof(real));
+            if (col == sizeof(real))
+                memcpy(to, from, (size_t)columns * sizeof(real));
+            else
+                for (int i = 0; i < columns; ++i)
+                    to[i] = *(const scalar_any *)(from + i * col);
+        }
     }
 }
 
@@ -88,7 +108,7 @@ static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
         for (ptrdiff_t row = row0; row < row1; row += ROW_CHUNK) {
             ptrdiff_t last = smaller(row + ROW_CHUNK, row1);
             struct operand x = {(const char *)((const real *)l->x + row * l->x_stride),
-                                l->x_stride * (ptrdiff_t)sizeof(real), sizeof(real)};
+                                l->x_stride * (ptrdiff_t)sizeof(real), l->x_step * (ptrdiff_t)sizeof(real)};
             multiply_long(nv, last - row, l->depth, LINEAR_CHAIN, x, packed, nv * LANES, c, NULL, NULL);
             finish(l, row, last, column, columns, c);
         }

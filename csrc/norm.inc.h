@@ -47,13 +47,19 @@ INLINE double row_sum(const real *x, ptrdiff_t n, double shift, const int power)
     return tree(sums);
 }
 
+/* 1 / sqrt(mean square of x - mean + eps); the mean stays 0 for an RMSNorm. */
+INLINE double row_scale(const real *x, ptrdiff_t width, double eps, int rms, double *mean)
+{
+    *mean = rms ? 0.0 : row_sum(x, width, 0.0, 1) / (double)width;
+    return 1.0 / __builtin_sqrt(row_sum(x, width, *mean, 2) / (double)width + eps);
+}
+
 static void norm(const struct sa_norm *l, ptrdiff_t row0, ptrdiff_t row1)
 {
     for (ptrdiff_t row = row0; row < row1; ++row) {
         const real *x = (const real *)l->x + row * l->width, *weight = l->weight, *bias = l->bias;
         real *y = (real *)l->y + row * l->width;
-        double n = (double)l->width, mean = l->rms ? 0.0 : row_sum(x, l->width, 0.0, 1) / n;
-        double scale = 1.0 / __builtin_sqrt(row_sum(x, l->width, mean, 2) / n + l->eps);
+        double mean, scale = row_scale(x, l->width, l->eps, l->rms, &mean);
         ptrdiff_t i = 0;
         for (; i + DOUBLES <= l->width; i += DOUBLES) {
             vdouble v = (widen(x + i) - mean) * scale * widen(weight + i);

@@ -34,9 +34,34 @@ int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, i
     return sa_parallel_for(blocks * job.tasks_per_block, linear_task, &job, num_threads);
 }
 
+struct pack_job {
+    const struct sa_kernels *kernels;
+    const char *weight;
+    ptrdiff_t row, col, depth, width;
+    char *packed;
+};
+
+static int pack_task(void *context, ptrdiff_t panel)
+{
+    const struct pack_job *job = context;
+    ptrdiff_t column = panel * job->kernels->panel_width;
+    job->kernels->pack_weights(job->weight + column * job->col, job->row, job->col, job->depth,
+                               smaller(job->kernels->panel_width, job->width - column),
+                               job->packed + column * job->depth * job->kernels->number_bytes);
+    return SA_OK;
+}
+
+int sa_pack_run(const struct sa_kernels *kernels, const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth,
+                ptrdiff_t width, void *packed, int num_threads)
+{
+    struct pack_job job = {kernels, weight, row, col, depth, width, packed};
+    num_threads = worthwhile_threads(8.0 * (double)depth * (double)width, num_threads);
+    return sa_parallel_for(task_count(width, kernels->panel_width), pack_task, &job, num_threads);
+}
+
 /* ---- row by row ---- */
 
-enum { ROWS_PER_TASK = 64, NUMBERS_PER_TASK = 16384 };
+enum { ROWS_PER_TASK = 64 };
 
 struct rows_job {
     const struct sa_kernels *kernels;

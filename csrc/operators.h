@@ -10,6 +10,8 @@ static const double WORTH_A_THREAD = 5e5;
 /* A task is a few milliseconds at most: between tasks, Ctrl-C is noticed. */
 static const double TASK_MULTIPLY_ADDS = 1e8;
 
+enum { NUMBERS_PER_TASK = 16384 }; /* of what takes each number by itself */
+
 static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b)
 {
     return a < b ? a : b;

@@ -1,6 +1,7 @@
-"""The C kernels as Cython sees them (csrc/kernels.h), and what _stack.pyx borrows from _kernels.pyx.
+"""The C kernels as Cython sees them (csrc/kernels.h), and what others borrow from _kernels.pyx.
 
-Only _kernels links csrc: one copy of the pool, one dispatch. _stack reaches the operators through the functions below.
+Only _kernels links csrc: one copy of the pool, one dispatch. _stack and _gradients reach the operators
+through the functions below.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -76,7 +77,7 @@ cdef extern from "kernels.h" nogil:
         const void *bias
         const void *residual
         void *y
-        ptrdiff_t x_stride, y_stride, residual_stride, rows, depth, width
+        ptrdiff_t x_stride, y_stride, residual_stride, x_step, rows, depth, width
         sa_activation activation
 
     struct sa_norm:
@@ -84,6 +85,26 @@ cdef extern from "kernels.h" nogil:
         const void *weight
         const void *bias
         void *y
+        ptrdiff_t rows, width
+        double eps
+        int rms
+
+    struct sa_activation_backward:
+        const void *grad_y
+        const void *x
+        const void *up
+        void *grad_x
+        void *grad_up
+        ptrdiff_t n
+        sa_activation activation
+
+    struct sa_norm_backward:
+        const void *grad_y
+        const void *x
+        const void *weight
+        void *grad_x
+        void *grad_weight
+        void *grad_bias
         ptrdiff_t rows, width
         double eps
         int rms
@@ -101,14 +122,20 @@ cdef extern from "kernels.h" nogil:
         double (*read_loop)(const void *data, ptrdiff_t n) noexcept nogil
 
 cdef const sa_kernels *active_kernels() noexcept nogil
+cdef const sa_kernels *kernels_for(x) except NULL
 cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int threads) noexcept nogil
 cdef int run_linear(const sa_kernels *kernels, const sa_linear *args, int threads) noexcept nogil
 cdef int run_norm(const sa_kernels *kernels, const sa_norm *args, int threads) noexcept nogil
 cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const void *gate_up, ptrdiff_t rows,
                   ptrdiff_t width, void *y, int threads) noexcept nogil
+cdef int run_activation_backward(const sa_kernels *kernels, const sa_activation_backward *args,
+                                 int threads) noexcept nogil
+cdef int run_norm_backward(const sa_kernels *kernels, const sa_norm_backward *args, int threads) noexcept nogil
+cdef int run_sum_rows(const sa_kernels *kernels, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y,
+                      int threads) noexcept nogil
 cdef int raise_status(int status) except -1
 cdef sa_activation activation_code(str name) except *
 cdef void *data_of(object array) except? NULL
 cdef ptrdiff_t packed_size(const sa_kernels *kernels, object weight)
-cdef int pack(const sa_kernels *kernels, object weight, void *packed) except -1
+cdef int pack(const sa_kernels *kernels, object weight, void *packed, int threads=*) except -1
 cdef void *aligned(object array) except? NULL

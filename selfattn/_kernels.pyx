@@ -17,9 +17,14 @@ cdef extern from "kernels.h" nogil:
     int sa_attention_run(const sa_kernels *, const sa_attention *, sa_result, int threads)
     int sa_attention_backward_run(const sa_kernels *, const sa_attention *, int threads)
     int sa_linear_run(const sa_kernels *, const sa_linear *, int threads)
+    int sa_pack_run(const sa_kernels *, const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth,
+                    ptrdiff_t width, void *packed, int threads)
     int sa_norm_run(const sa_kernels *, const sa_norm *, int threads)
     int sa_activate_run(const sa_kernels *, sa_activation, void *x, ptrdiff_t n, int threads)
     int sa_gate_run(const sa_kernels *, sa_activation, const void *, ptrdiff_t, ptrdiff_t, void *, int threads)
+    int sa_activation_backward_run(const sa_kernels *, const sa_activation_backward *, int threads)
+    int sa_norm_backward_run(const sa_kernels *, const sa_norm_backward *, int threads)
+    int sa_sum_rows_run(const sa_kernels *, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y, int threads)
 
 cdef extern from "pool.h" nogil:
     void sa_set_poll(int (*poll)() noexcept nogil)
@@ -103,7 +108,7 @@ def build_info():
         "numpy": np.__version__,
     }
 
-# ---- what _stack.pyx borrows ----
+# ---- what _stack.pyx and _gradients.pyx borrow ----
 
 
 cdef const sa_kernels *active_kernels() noexcept nogil:
@@ -125,6 +130,20 @@ cdef int run_norm(const sa_kernels *kernels, const sa_norm *args, int threads) n
 cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const void *gate_up, ptrdiff_t rows,
                   ptrdiff_t width, void *y, int threads) noexcept nogil:
     return sa_gate_run(kernels, activation, gate_up, rows, width, y, threads)
+
+
+cdef int run_activation_backward(const sa_kernels *kernels, const sa_activation_backward *args,
+                                 int threads) noexcept nogil:
+    return sa_activation_backward_run(kernels, args, threads)
+
+
+cdef int run_norm_backward(const sa_kernels *kernels, const sa_norm_backward *args, int threads) noexcept nogil:
+    return sa_norm_backward_run(kernels, args, threads)
+
+
+cdef int run_sum_rows(const sa_kernels *kernels, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y,
+                      int threads) noexcept nogil:
+    return sa_sum_rows_run(kernels, x, rows, width, y, threads)
 
 
 cdef dict ACTIVATIONS = {
@@ -153,15 +172,17 @@ cdef ptrdiff_t packed_size(const sa_kernels *kernels, object weight):
     return (depth * ((width + lanes - 1) // lanes * lanes) + 15) // 16 * 16
 
 
-cdef int pack(const sa_kernels *kernels, object weight, void *packed) except -1:
+cdef int pack(const sa_kernels *kernels, object weight, void *packed, int threads=1) except -1:
     """Writes a (depth, width) weight of any strides as panels."""
     cdef Py_buffer view
     cdef ptrdiff_t depth = weight.shape[0], width = weight.shape[1]
+    cdef int status
     PyObject_GetBuffer(weight, &view, PyBUF_STRIDES)
     with nogil:
-        kernels.pack_weights(<const char *>view.buf, view.strides[0], view.strides[1], depth, width, packed)
+        status = sa_pack_run(kernels, <const char *>view.buf, view.strides[0], view.strides[1], depth, width, packed,
+                             threads)
     PyBuffer_Release(&view)
-    return 0
+    return raise_status(status)
 
 
 cdef void *aligned(object array) except? NULL:
@@ -179,20 +200,24 @@ cdef const sa_kernels *kernels_for(x) except NULL:
 
 
 def linear(x not None, weight not None, bias, str activation, int num_threads):
-    """act(x @ weight + bias): x (..., depth), weight (depth, width) of any strides, packed here and now."""
+    """act(x @ weight + bias): x (..., depth), or the transpose of a matrix as it lies; weight (depth, width) of any
+    strides, packed here and now."""
     cdef const sa_kernels *kernels = kernels_for(x)
     cdef sa_linear args
     cdef int status
-    x = np.ascontiguousarray(x)
+    cdef bint transposed = x.ndim == 2 and x.flags.f_contiguous and not x.flags.c_contiguous
+    x = x if transposed else np.ascontiguousarray(x)
     bias = None if bias is None else np.ascontiguousarray(bias)
     y = np.empty((*x.shape[:x.ndim - 1], weight.shape[1]), x.dtype)
     memory = np.empty(packed_size(kernels, weight) + 16, x.dtype)
-    pack(kernels, weight, aligned(memory))
+    pack(kernels, weight, aligned(memory), num_threads)
     memset(&args, 0, sizeof(args))
     args.x, args.packed, args.bias, args.y = data_of(x), aligned(memory), data_of(bias), data_of(y)
     args.depth, args.width = weight.shape[0], weight.shape[1]
     args.rows = y.size // args.width if args.width else 0
-    args.x_stride, args.y_stride = args.depth, args.width
+    args.x_stride = 1 if transposed else args.depth
+    args.x_step = args.rows if transposed else 1
+    args.y_stride = args.width
     args.activation = activation_code(activation)
     with nogil:
         status = sa_linear_run(kernels, &args, num_threads)

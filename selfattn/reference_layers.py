@@ -57,3 +57,89 @@ def silu(x: Array) -> Array:
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "silu": silu}
+
+
+# ---- the way back: from the gradient of the result to those of the arguments ----
+
+
+def linear_backward(grad_y: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Of x, weight and bias, for grad_y (..., d_out)."""
+    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, grad_y.shape[-1])
+    return grad_y @ weight.T, rows.T @ grad_rows, column_sums(grad_y)
+
+
+def column_sums(x: Array) -> Array:
+    """The sum over all axes but the last, (..., width) -> (width,)."""
+    out: Array = x.sum(axis=tuple(range(x.ndim - 1)))
+    return out
+
+
+def layer_norm_backward(
+    grad_y: Array, x: Array, weight: Array, *, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    """Of x, weight and bias; float64 inside."""
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    grad_x, grad_weight = _unscaled(grad_y, centred, weight, eps)
+    grad_x = grad_x - grad_x.mean(axis=-1, keepdims=True)
+    grad_bias = column_sums(grad_y.astype(np.float64))
+    return grad_x.astype(x.dtype), grad_weight.astype(weight.dtype), grad_bias.astype(weight.dtype)
+
+
+def rms_norm_backward(grad_y: Array, x: Array, weight: Array, *, eps: float = 1e-6) -> tuple[Array, Array]:
+    """Of x and weight; float64 inside."""
+    grad_x, grad_weight = _unscaled(grad_y, x.astype(np.float64), weight, eps)
+    return grad_x.astype(x.dtype), grad_weight.astype(weight.dtype)
+
+
+def _unscaled(grad_y: Array, x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    """The gradients of x and weight in y = normed * weight, normed = x / sqrt(mean(x^2) + eps)."""
+    deviation = np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps)
+    normed, grad_normed = x / deviation, grad_y.astype(np.float64) * weight
+    grad_x = (grad_normed - normed * (grad_normed * normed).mean(axis=-1, keepdims=True)) / deviation
+    return grad_x, column_sums(grad_y * normed)
+
+
+def gelu_backward(grad_y: Array, x: Array) -> Array:
+    """grad_y * (Phi(x) + x phi(x)), phi the derivative of Phi (float64 inside)."""
+    wide = x.astype(np.float64)
+    erfc = np.vectorize(math.erfc, otypes=[np.float64])
+    slope = 0.5 * erfc(wide / -math.sqrt(2)) + wide * np.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
+    out: Array = grad_y * slope
+    return out.astype(x.dtype)
+
+
+def gelu_tanh_backward(grad_y: Array, x: Array) -> Array:
+    """Of the tanh approximation."""
+    root = math.sqrt(2 / math.pi)
+    tanh = np.tanh(root * (x + 0.044715 * x**3))
+    inner = root * (1 + 3 * 0.044715 * x**2)
+    out: Array = grad_y * 0.5 * (1 + tanh + x * (1 - tanh**2) * inner)
+    return out
+
+
+def relu_backward(grad_y: Array, x: Array) -> Array:
+    """grad_y where x > 0, at 0 and below nothing; NaN for a NaN of either."""
+    out: Array = grad_y * np.where(np.isnan(x), x, x > 0).astype(x.dtype)
+    return out
+
+
+def silu_backward(grad_y: Array, x: Array) -> Array:
+    """With s = sigmoid(x): grad_y * s (1 + x (1 - s))."""
+    with np.errstate(over="ignore"):
+        sigmoid = 1 / (1 + np.exp(-x))
+    out: Array = grad_y * sigmoid * (1 + x * (1 - sigmoid))
+    return out
+
+
+ACTIVATIONS_BACKWARD = {
+    "gelu": gelu_backward,
+    "gelu_tanh": gelu_tanh_backward,
+    "relu": relu_backward,
+    "silu": silu_backward,
+}
+
+
+def gate_backward(grad_y: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
+    """Of gate and up, for y = act(gate) * up."""
+    return ACTIVATIONS_BACKWARD[activation](grad_y * up, gate), grad_y * ACTIVATIONS[activation](gate)

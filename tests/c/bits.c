@@ -211,6 +211,7 @@ static void linear(ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t width, enum sa_act
         .residual = residual,
         .y = y,
         .x_stride = depth,
+        .x_step = 1,
         .y_stride = width,
         .residual_stride = width,
         .rows = rows,
