@@ -6,7 +6,7 @@ PEERS    := .venv-peers
 PY       := $(VENV)/bin/python
 PEERS_PY := $(PEERS)/bin/python
 PYTEST   := $(PY) -m pytest
-BENCH    := env -u PYTHONSAFEPATH $(PEERS)/bin/python bench/run.py
+BENCH    := $(PEERS)/bin/python bench/run.py
 
 C_SOURCES := $(wildcard csrc/*.c)
 C_HEADERS := $(wildcard csrc/*.h)
@@ -23,13 +23,20 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oracles check format bench bench-smoke sanitize test-neon wheel clean
+.PHONY: help demo example-stacking example-fine-tune test test-oracles check format bench bench-smoke sanitize test-neon wheel clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
 
 demo: $(VENV)/test  ## embed real sentences, and draw which word attends to which
 	$(PY) examples/demo.py
+
+# stacking.py imports its neighbour stacking_language.py, which a safe path would not find.
+example-stacking: $(VENV)/test  ## train one cell, cells side by side, and layers in depth on a small language
+	env -u PYTHONSAFEPATH $(PY) examples/stacking.py $(ARGS)
+
+example-fine-tune: $(VENV)/test  ## fine-tune a pretrained encoder on the text of Python's documentation
+	$(PY) examples/fine_tune.py $(ARGS)
 
 test: $(VENV)/test  ## the tests, on the installed package; no PyTorch
 	$(PYTEST) --ignore tests/oracles $(ARGS)

@@ -6,7 +6,8 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-FLAGS = ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+FLAGS = ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off"]  # the same arithmetic on every machine
+FLAGS += ["-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 FLAGS += os.environ.get("SELFATTN_CFLAGS", "").split()
 HEADERS = [str(path) for path in sorted(Path("csrc").glob("*.h"))]
 SOURCES = [str(path) for path in sorted(Path("csrc").glob("*.c"))]
@@ -23,9 +24,12 @@ def extension(name: str, sources: list[str]) -> Extension:
     )
 
 
+MODULES = [extension("_kernels", SOURCES)]
+MODULES += [extension(name, []) for name in ("_stack", "_gradients", "_arrays")]
+
 setup(
     ext_modules=cythonize(
-        [extension("_kernels", SOURCES), *(extension(name, []) for name in ("_gradients", "_stack", "_arrays"))],
+        MODULES,
         language_level=3,
         compiler_directives={"boundscheck": False, "wraparound": False, "freethreading_compatible": True},
         quiet=True,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import machine
+from selfattn.bench import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

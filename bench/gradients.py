@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
-import timing
 
 import selfattn
 from selfattn import _kernels
+from selfattn.bench import machine, timing
 
 SHAPES = [(8, 12, 128, 64), (1, 12, 512, 64), (1, 8, 2048, 64), (2, 8, 1024, 128)]
 LAYERS, WIDTH, HEADS, D_FF, BATCH, LENGTH = 6, 384, 12, 1536, 32, 128

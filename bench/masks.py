@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
-import timing
 
 import selfattn
 from selfattn import reference
+from selfattn.bench import machine, timing
 
 Shape = tuple[int, int, int, int]  # batch, heads, length, head_dim
 BLOCK = 128  # of the block-sparse mask

@@ -1,6 +1,6 @@
 """The tables of README.md, from what a benchmark wrote: `python bench/table.py FILE.json ...`.
 
-Each FILE is what run.py, masks.py, gradients.py or footprint.py wrote with --json. The text between
+Each FILE is what `selfattn bench`, masks.py, gradients.py or footprint.py wrote with --json. The text between
 `<!-- bench:KIND -->` and `<!-- /bench -->` is replaced, with the machine and the command of the measurement
 beside the numbers. What no FILE holds stays as it is.
 """
@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import report
-import run
-import workloads
+from selfattn.bench import report
+from selfattn.bench.options import CACHES
+from selfattn.bench.run import CONTENDERS, SHAPES
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -22,9 +22,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 def main(arguments: list[str] | None = None) -> int:
     """0, or 2 for a file or a README that cannot be used."""
     parser = argparse.ArgumentParser(description="Put measurements into the tables of README.md.")
-    parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE.json", help="from run.py or footprint.py"
-    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="what --json wrote")
     parser.add_argument("--readme", type=Path, default=README, metavar="FILE")
     options = parser.parse_args(arguments)
     try:
@@ -64,18 +62,20 @@ def tables(document: dict[str, Any], path: Path) -> dict[str, str]:
 def speed_table(kind: str, document: dict[str, Any], path: Path) -> str:
     """A row for each shape and number of threads, whoever wins."""
     results = [result for result in document["results"] if result["kind"] == kind]
-    names = [name for name in report.COLORS if any(name in contenders(result) for result in results)]
-    unit = "GFLOP/s (more is better)" if kind == "operator" else "milliseconds (less is better)"
-    lines = [f"float32, {unit}, median ± half the interquartile range:", ""]
-    lines += rows(["shape", "threads", *names, "of peak", "best peer's time / ours"])
+    names = [name for name in report.CONTENDERS if any(name in contenders(result) for result in results)]
+    limit = report.limit_of(kind)
+    unit = "milliseconds (less is better)" if kind == "encoder" else f"{limit.unit} (more is better)"
+    precision = "" if kind == "decode" else "float32, "
+    lines = [f"{precision}{unit}, median ± half the interquartile range:", ""]
+    of_limit = "of peak" if limit is report.PEAK else f"of {limit.words}"
+    lines += rows(["shape", "threads", *names, of_limit, "best peer's time / ours"])
     for result in results:
-        ours = result["contenders"].get(report.OURS)
-        fraction = f"{ours['fraction_of_peak']:.0%}".replace("%", " %") if ours else "-"
-        ratio = (
-            f"{result['ratio_to_best_peer']:.2f} ({result['best_peer']})" if "best_peer" in result else "-"
-        )
+        part = report.fraction_of_limit(result)
+        fraction = "-" if part is None else f"{part:.0%}".replace("%", " %")
         cells = [report.cell(result, name) for name in names]
-        lines += [line([result["shape"], str(result["threads"]), *cells, fraction, ratio])]
+        lines += [
+            line([report.label(result), str(result["threads"]), *cells, fraction, report.ratio(result)])
+        ]
     notes = report.footnotes(results)
     return "\n".join(
         [*lines, "", *(f"- {note}" for note in notes), *[""] * bool(notes), *source(kind, document, path)]
@@ -91,7 +91,7 @@ def footprint_table(document: dict[str, Any], path: Path) -> str:
     """What selfattn costs besides time."""
     numbers = {name: value for name, value in document.items() if isinstance(value, int | float | None)}
     if not numbers:
-        raise ValueError(f"{path} holds neither results of run.py nor numbers of footprint.py")
+        raise ValueError(f"{path} holds neither results of a benchmark nor numbers of footprint.py")
     lines = rows(["", "measured"])
     lines += [line([name, "-" if value is None else f"{value:.2f}"]) for name, value in numbers.items()]
     return "\n".join([*lines, "", *source("footprint", document, path)])
@@ -142,6 +142,8 @@ def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
     cpu, versions = report.provenance(facts).splitlines()
     limits = [
         f"FMA peak {limit['peak_gflops']:.0f} GFLOP/s on {threads} thread(s)"
+        if kind != "decode"
+        else f"Read bandwidth {limit['read_gigabytes_per_second']:.0f} GB/s on {threads} thread(s)"
         for threads, limit in facts.get("limits", {}).items()
     ]
     return [f"`{command}`", "", ". ".join([cpu, *limits, f"Python {facts['python']}, {versions}."])]
@@ -150,18 +152,26 @@ def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
 def run_command(kind: str, document: dict[str, Any], path: Path) -> str:
     """The command line that makes this measurement again."""
     results = [result for result in document["results"] if result["kind"] == kind]
-    threads = dict.fromkeys(str(result["threads"]) for result in results)
-    shapes = tuple(dict.fromkeys(result["shape"] for result in results))
-    peers = [name for name in run.CONTENDERS[kind] if name != report.OURS]
+    threads, shapes = (distinct(results, name) for name in ("threads", "shape"))
+    peers = [name for name in CONTENDERS[kind] if name != report.OURS]
     tried = [name for name in peers if any(name in contenders(result) for result in results)]
-    command = ["python bench/run.py", kind, "--threads", ",".join(threads)]
-    if shapes != workloads.SHAPES[kind]:
+    command = ["selfattn bench", kind, "--threads", ",".join(threads)]
+    if shapes != list(SHAPES[kind]):
         command += ["--shapes", ",".join(shapes)]
+    if kind == "decode":
+        caches = distinct(results, "dtype")
+        command += ["--queries", ",".join(distinct(results, "queries"))]
+        command += [] if caches == list(CACHES) else ["--caches", ",".join(caches)]
     if tried != peers:
         command += ["--vs", ",".join(tried) or "''"]
     settings = document["settings"]
     command += ["--rounds", str(settings["rounds"]), "--min-time", str(settings["min_time"])]
     return " ".join([*command, "--json", shown(path)])
+
+
+def distinct(results: list[dict[str, Any]], name: str) -> list[str]:
+    """The values of a field, each once, in the order of the rows."""
+    return list(dict.fromkeys(str(result[name]) for result in results))
 
 
 def shown(path: Path) -> str:

@@ -1,6 +1,6 @@
 /* backward.inc.h -- the gradients of attention, from its lse: one tile of queries against its keys.
  *
- *   pass 1  scores    S^T as in the forward pass, and the weights P^T = 2^(S^T * c - lse * log2(e))
+ *   pass 1  scores    S^T as in the forward pass, and the weights P^T = 2^((S^T - lse) * c)
  *   pass 2  dP^T[key, lane]   = sum over value_dim of value * grad_out
  *   pass 3  dS^T = P^T * (dP^T - delta), delta[lane] = sum over value_dim of grad_out * out
  *   pass 4  grad_query^T[dim, lane] += sum over keys of key * dS^T
@@ -15,7 +15,7 @@ enum { ROW_STRIDE = SA_TASK_ROWS }; /* P and dS of a tile: keys x rows, panel be
 struct gradient_lanes {
     struct lanes lanes;
     real *grad_out, *grad_query; /* value_dim x width, head_dim x width */
-    real power[PANEL_LANES];     /* -lse * log2(e) */
+    real lse[PANEL_LANES];       /* in units of the scores; 0 without a key */
     real delta[PANEL_LANES];
     real alibi[PANEL_LANES]; /* sum of -distance * dS */
     int empty;               /* no key so far: grad_query not yet written */
@@ -61,12 +61,12 @@ static int load_rows(const struct sa_attention *a, const struct sa_tile *t, cons
         for (ptrdiff_t d = dim; d < stride; ++d)
             row[d] = (real)0.0;
     }
-    struct operand rows = {(const char *)to, sizeof(real), stride * (ptrdiff_t)sizeof(real)};
-    return all_finite(rows, dim, t->rows);
+    return all_finite((struct operand){(const char *)to, sizeof(real), stride * (ptrdiff_t)sizeof(real)}, dim, t->rows);
 }
 
-/* delta, lane by lane down the dimensions, and the lse as a power of two. */
-static void load_row_sums(const struct sa_attention *a, const struct sa_tile *t, struct gradient_lanes *g)
+/* delta, lane by lane down the dimensions, in chains as long as those of the products that it is subtracted from; and the
+ * lse, where scores times `units` are natural. */
+static void load_row_sums(const struct sa_attention *a, const struct sa_tile *t, real units, struct gradient_lanes *g)
 {
     ptrdiff_t group = a->num_heads / a->num_kv_heads;
     const struct lanes *p = &g->lanes;
@@ -75,20 +75,21 @@ static void load_row_sums(const struct sa_attention *a, const struct sa_tile *t,
         ptrdiff_t n = smaller(LANES, p->rows - v * LANES);
         for (ptrdiff_t i = 0; i < n; ++i)
             rows[i] = row_of(&a->out, t->out, group, p->row0 + v * LANES + i);
-        vreal delta = vsplat(0.0f);
+        vreal delta = vsplat(0.0f), chain = vsplat(0.0f);
         for (ptrdiff_t d = 0; d < a->value_dim; d += LANES) {
             vreal tile[LANES];
+            if (d % SCORE_CHAIN == 0) delta += chain, chain = vsplat(0.0f);
             ptrdiff_t width = smaller(LANES, a->value_dim - d);
             load_turned(rows, n, d * a->out.col, a->out.col, width, a->dtype, tile);
             for (ptrdiff_t j = 0; j < width; ++j)
-                delta = vfma(vload(g->grad_out + (d + j) * p->width + v * LANES), tile[j], delta);
+                chain = vfma(vload(g->grad_out + (d + j) * p->width + v * LANES), tile[j], chain);
         }
-        vstore(g->delta + v * LANES, delta);
+        vstore(g->delta + v * LANES, delta + chain);
     }
     for (int i = 0; i < p->width; ++i) {
         ptrdiff_t row = p->row0 + smaller(i, p->rows - 1);
         real lse = *(const scalar_any *)row_of(&a->lse, t->lse, group, row);
-        g->power[i] = lse == -(real)INFINITY ? (real)0.0 : (real)(-(double)lse * 1.4426950408889634);
+        g->lse[i] = lse == -(real)INFINITY ? (real)0.0 : lse / units;
         g->alibi[i] = (real)0.0;
     }
 }
@@ -118,7 +119,7 @@ static void set_gradient_panels(const struct sa_attention *a, const struct sa_ti
         set_ranges(a, t, p);
         load_panel(a, &a->query, t->query, a->head_dim, p, scaling.query, p->query);
         load_panel(a, &a->grad_out, t->grad_out, a->value_dim, p, (real)1.0, g->grad_out);
-        load_row_sums(a, t, g);
+        load_row_sums(a, t, scaling.natural ? (real)1.0 : scaling.units, g);
     }
 }
 
@@ -134,10 +135,10 @@ static void weigh_by_lse(const struct gradient_lanes *g, const struct block *b, 
 {
     const struct lanes *p = &g->lanes;
     for (int v = 0; v < p->nv; ++v) {
-        vreal power = vload(g->power + v * LANES);
+        vreal lse = vload(g->lse + v * LANES);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
             real *at = b->scores + k * b->stride + v * LANES;
-            vreal score = vload(at), weight = vexp2(vfma(score, vsplat(c), power));
+            vreal score = vload(at), weight = vexp2((score - lse) * vsplat(c));
             vstore(at, vselect(score == vsplat(-INFINITY), vsplat(-0.0f), weight));
         }
     }
@@ -363,9 +364,9 @@ static void store_row_gradients(const struct sa_attention *a, const struct sa_ti
         ptrdiff_t row = p->row0 + i;
         if (t->grad_alibi) *(scalar_any *)row_of(&a->grad_alibi, t->grad_alibi, group, row) = g->alibi[i];
         if (!t->grad_sinks) continue;
-        int empty = *(const scalar_any *)row_of(&a->lse, t->lse, group, row) == -(real)INFINITY;
-        vreal weight = vexp2(vsplat((real)t->sinks[row % group] * LOG2E + g->power[i]));
-        real gradient = empty ? (real)0.0 : -weight[0] * g->delta[i];
+        real lse = *(const scalar_any *)row_of(&a->lse, t->lse, group, row);
+        vreal weight = vexp2(vsplat(((real)t->sinks[row % group] - lse) * LOG2E));
+        real gradient = lse == -(real)INFINITY ? (real)0.0 : -weight[0] * g->delta[i];
         *(scalar_any *)row_of(&a->grad_sinks, t->grad_sinks, group, row) = gradient;
     }
 }
@@ -381,8 +382,8 @@ static int attention_backward(const struct sa_attention *a, const struct sa_tile
         w->finite_query = load_rows(a, t, &a->query, t->query, a->head_dim, (real)a->scale, w->query);
         w->finite_out = load_rows(a, t, &a->grad_out, t->grad_out, a->value_dim, (real)1.0, w->grad_out);
     }
-    ptrdiff_t first = w->panels[0].lanes.min_first, last = w->panels[0].lanes.max_last;
-    for (int i = 1; i < w->count; ++i) {
+    ptrdiff_t first = PTRDIFF_MAX, last = 0;
+    for (int i = 0; i < w->count; ++i) {
         first = smaller(first, w->panels[i].lanes.min_first);
         last = larger(last, w->panels[i].lanes.max_last);
     }

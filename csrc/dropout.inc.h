@@ -24,7 +24,7 @@ static void dropout_factors(const struct sa_attention *a, const struct sa_tile *
                             ptrdiff_t first, ptrdiff_t last, real *factors, ptrdiff_t stride)
 {
     ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    const uint64_t threshold = (uint64_t)(a->dropout * 4294967296.0 + 0.5);
+    const uint64_t threshold = (uint64_t)__builtin_rint(a->dropout * 4294967296.0);
     const real kept = (real)(1.0 / (1.0 - a->dropout));
     for (ptrdiff_t i = 0; i < p->rows; ++i) {
         uint64_t query = (uint64_t)((p->row0 + i) / group), head = (uint64_t)(t->head + (p->row0 + i) % group);

@@ -14,8 +14,8 @@ INLINE void fetch_row(const struct ahead *ahead, ptrdiff_t i)
 }
 
 /* LANES keys' scores of `count` rows: sums[row] has a key in each lane. query: dim x width, as in the panel. */
-INLINE void few_scores_tile(const int count, const struct operand keys, ptrdiff_t n, ptrdiff_t dim, const real *query,
-                            ptrdiff_t width, struct ahead ahead, vreal sums[FEW_ROWS])
+INLINE void few_scores_tile(const int count, const struct operand keys, ptrdiff_t key, ptrdiff_t n, ptrdiff_t dim,
+                            const real *query, ptrdiff_t width, struct ahead ahead, vreal sums[FEW_ROWS])
 {
     vreal chain[FEW_ROWS];
     ptrdiff_t fetched = 0;
@@ -31,7 +31,7 @@ INLINE void few_scores_tile(const int count, const struct operand keys, ptrdiff_
         }
         vtranspose(tile);
         for (; fetched < n && fetched * dim < LANES * (d + LANES); ++fetched)
-            fetch_row(&ahead, fetched);
+            fetch_row(&ahead, key + fetched);
         for (ptrdiff_t j = 0; j < dims; ++j) {
 #pragma GCC unroll 8
             for (int r = 0; r < count; ++r)
@@ -56,14 +56,13 @@ INLINE void few_scores_of(const int count, struct operand keys, ptrdiff_t n, ptr
     for (ptrdiff_t k = 0; k < n; k += LANES) {
         vreal sums[FEW_ROWS], turned[LANES];
         ptrdiff_t some = smaller(LANES, n - k);
-        few_scores_tile(count, keys, some, dim, query, LANES, ahead, sums);
+        few_scores_tile(count, keys, k, some, dim, query, LANES, ahead, sums);
         for (int i = 0; i < LANES; ++i)
             turned[i] = sums[i < count ? i : 0]; /* lanes without a row: anything */
         vtranspose(turned);
         for (ptrdiff_t j = 0; j < some; ++j)
             vstore(scores.data + (k + j) * scores.stride, turned[j]);
         keys.data += LANES * keys.row;
-        ahead.data += LANES * ahead.row;
     }
 }
 

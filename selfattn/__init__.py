@@ -1,10 +1,12 @@
 """selfattn: exact self-attention on the CPU, from Python, on NumPy arrays.
 
 The operator: attention, attention_weights, attention_column_sums. Its other forms: varlen_attention, KVCache,
-paged_attention, merge_attention. Positions: sinusoidal_positions, rotary_embedding, alibi_slopes.
+paged_attention, merge_attention. Its gradients: attention_backward, varlen_attention_backward.
+Positions: sinusoidal_positions, rotary_embedding, alibi_slopes.
 The cell, cells side by side, and in depth: SelfAttentionCell, MultiHeadSelfAttention, EncoderLayer, Encoder.
 Text: TextEncoder. The runtime: threads, set_num_threads, get_num_threads, available_isas, active_isa, trim.
-The kernels of a layer, for any array: selfattn.functional. The specification of it all: selfattn.reference.
+Training: selfattn.train. The kernels of a layer, for any array: selfattn.functional. The specification of it
+all: selfattn.reference.
 """
 
 import os as _os
@@ -20,6 +22,7 @@ if _isa:
         raise ImportError(f"SELFATTN_ISA: {error}") from None
 
 from selfattn.attention import attention, attention_column_sums, attention_weights  # noqa: E402
+from selfattn.backward import attention_backward, varlen_attention_backward  # noqa: E402
 from selfattn.cache import KVCache  # noqa: E402
 from selfattn.layers import (  # noqa: E402
     Encoder,
@@ -46,6 +49,7 @@ from selfattn.varlen import varlen_attention  # noqa: E402
 if TYPE_CHECKING:
     from selfattn import functional as functional
     from selfattn import reference as reference
+    from selfattn import train as train
     from selfattn.text import TextEncoder as TextEncoder
     from selfattn.view import AttentionMap as AttentionMap
 
@@ -64,6 +68,7 @@ __all__ = [
     "active_isa",
     "alibi_slopes",
     "attention",
+    "attention_backward",
     "attention_column_sums",
     "attention_weights",
     "available_isas",
@@ -76,11 +81,13 @@ __all__ = [
     "set_num_threads",
     "sinusoidal_positions",
     "threads",
+    "train",
     "trim",
     "varlen_attention",
+    "varlen_attention_backward",
 ]
 
-_LATER_MODULES = ("functional", "reference")
+_LATER_MODULES = ("functional", "reference", "train")
 _LATER_CLASSES = {"TextEncoder": "selfattn.text", "AttentionMap": "selfattn.view"}
 
 

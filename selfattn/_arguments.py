@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
         softcap: float | None
         alibi_slopes: npt.ArrayLike | None
         sinks: npt.ArrayLike | None
+        dropout: float
+        seed: int | None
         precision: Literal["bfloat16"] | None
         out: AnyArray | None
         num_threads: int | None
@@ -234,12 +236,14 @@ def options(
     alibi_slopes: npt.ArrayLike | None = None,
     sinks: npt.ArrayLike | None = None,
     precision: str | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
 ) -> tuple[float, dict[str, Any]]:
     """The scale, and by name those arguments of _kernels.attention that are not at their default."""
     factor = 1.0 / math.sqrt(head_dim) if scale is None else as_number("scale", scale, arithmetic(dtype))
+    given = _dropout(dropout, seed)
     if window is None and softcap is None and alibi_slopes is None and sinks is None and precision is None:
-        return factor, {}
-    given: dict[str, Any] = {}
+        return factor, given
     if window is not None:
         given["window"] = _window(window)
     if softcap is not None:
@@ -258,6 +262,20 @@ def options(
             raise ValueError('precision="bfloat16" with float64 arrays: pass float32 ones, or no precision')
         given["bfloat16"] = True
     return factor, given
+
+
+def _dropout(dropout: float, seed: int | None) -> dict[str, Any]:
+    if seed is None and type(dropout) is float and dropout == 0.0:  # the rule, and quickly
+        return {}
+    share = as_number("dropout", dropout)
+    if not 0 <= share < 1:
+        raise ValueError(f"dropout={dropout} must be at least 0 and less than 1")
+    if seed is None and share:
+        raise ValueError(f"dropout={dropout} needs seed=, an integer; attention_backward takes the same")
+    number = 0 if seed is None else as_integer("seed", seed)
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"seed={seed} must be between 0 and 2**64 - 1")
+    return {"dropout": share, "seed": number} if share else {}
 
 
 def _window(window: object) -> tuple[int | None, int | None]:

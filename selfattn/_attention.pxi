@@ -43,7 +43,6 @@ cdef sa_side side_of(size) except *:
     return side
 
 
-
 cdef struct Views:
     Py_buffer held[16]
     int used

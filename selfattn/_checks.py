@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,13 @@ def as_number(name: str, value: Any, dtype: np.dtype[Any] = FLOAT32) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}={value!r} must be a number, not a {type(value).__name__}")
     largest = float(np.finfo(dtype).max)
-    if not -largest <= value <= largest:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of some hundred digits
+        number = math.inf
+    if not -largest <= number <= largest:
         raise ValueError(f"{name}={value} must be finite in {dtype}")
-    return float(value)
+    return number
 
 
 def as_integers(name: str, x: npt.ArrayLike) -> Int64:

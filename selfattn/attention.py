@@ -60,6 +60,8 @@ def attention(
     softcap: float | None = None,
     alibi_slopes: npt.ArrayLike | None = None,
     sinks: npt.ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
     precision: Literal["bfloat16"] | None = None,
     return_lse: bool = False,
     out: AnyArray | None = None,
@@ -88,9 +90,15 @@ def attention(
             that distance from the query's position ("Train Short, Test Long", Press et al., 2022).
         sinks: (num_heads,) numbers: a logit beside the scores, which takes its share of the softmax and adds
             no value ("gpt-oss-120b & gpt-oss-20b Model Card", OpenAI, 2025).
+        dropout: the share of weights, at least 0 and less than 1, that are 0 on their way to the values; the
+            others are divided by 1 - dropout. For training: `attention_backward` takes the same two.
+        seed: an integer from 0 to 2**64 - 1, with dropout: it and the position of a weight (leading index,
+            head, query, key) say whether it stays, by Philox4x64-10 ("Parallel Random Numbers: As Easy as 1,
+            2, 3", Salmon et al., 2011). Take another one for every layer and every step.
         precision: "bfloat16" lets both products round their factors to bfloat16, and sum in float32, where
             the processor has an instruction for it; not for float64 arrays.
-        return_lse: also return the log-sum-exp of the scores, masks and sink included (natural logarithm).
+        return_lse: also return the log-sum-exp of the scores, masks and sink included, dropout not (natural
+            logarithm).
         out: an array of the result's shape and dtype, any strides, to hold the result; it is returned. It may
             overlap an input, and an error leaves it as it was.
         num_threads: threads for this call; by default what `selfattn.threads` and `set_num_threads` say.
@@ -114,7 +122,7 @@ def attention(
     query, key, value = operands(query, key, value)
     leading, sizes = head_sizes(query, key, value)
     masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-    call, given = _call(query.dtype, leading, sizes, *masking, num_threads)
+    call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads, dropout, seed)
     shape = (*leading, sizes[0], sizes[2], sizes[5])
     result = target(out, shape, query.dtype)
     lse = np.empty(shape[:-1], arithmetic(query.dtype)) if return_lse else None
@@ -156,7 +164,7 @@ def attention_weights(
     query, key = operands(query, key)
     leading, sizes = head_sizes(query, key)
     masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-    call, given = _call(query.dtype, leading, sizes, *masking, num_threads)
+    call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads)
     if rows is not None:
         return _weights_of_rows(query, key, _rows(rows, sizes[2]), call, given)
     weights = np.empty((*leading, sizes[0], sizes[2], sizes[3]), query.dtype)
@@ -195,7 +203,7 @@ def attention_column_sums(
     query, key = operands(query, key)
     leading, sizes = head_sizes(query, key)
     masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-    call, given = _call(query.dtype, leading, sizes, *masking, num_threads)
+    call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads)
     rows = np.empty((*leading, sizes[0], sizes[2], 2), arithmetic(query.dtype))
     _kernels.attention(query, key, None, None, rows, *call, **given, what="row_statistics")
     sums = np.zeros((*leading, sizes[0], sizes[3]))
@@ -203,7 +211,7 @@ def attention_column_sums(
     return sums.astype(rows.dtype, copy=False)
 
 
-def _call(
+def call_arguments(
     dtype: np.dtype[Any],
     leading: tuple[int, ...],
     sizes: Sizes,
@@ -218,13 +226,15 @@ def _call(
     sinks: npt.ArrayLike | None,
     precision: str | None,
     num_threads: int | None,
+    dropout: float = 0.0,
+    seed: int | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of _kernels.attention from the mask on, and those that go by name."""
     num_heads, _, q_len, kv_len, head_dim, _ = sizes
     if mask is not None or bias is not None:
         mask, bias = mask_and_bias(mask, bias, (*leading, num_heads, q_len, kv_len), dtype)
     diagonal = alignment(causal, q_len, kv_len)
-    numbers = (scale, window, softcap, alibi_slopes, sinks, precision)
+    numbers = (scale, window, softcap, alibi_slopes, sinks, precision, dropout, seed)
     factor, given = options(num_heads, head_dim, dtype, *numbers)
     if kv_lengths is not None:
         given["kv_lengths"] = as_lengths("kv_lengths", kv_lengths, leading[0] if leading else 1, kv_len)

@@ -1,4 +1,4 @@
-"""The command ``selfattn``: embed, explain, info.
+"""The command ``selfattn``: embed, explain, bench, info.
 
 Exit codes: 0 done, 1 failed (one line on stderr says why), 2 the command was not understood, 130 Ctrl-C.
 """
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_embed(commands)
     _add_explain(commands)
+    _add_bench(commands)
     _add_info(commands)
     return parser
 
@@ -88,6 +89,16 @@ def _add_explain(commands: Any) -> None:
         "--words", action="store_true", help="merge word pieces; as text, leave out [CLS], [SEP]"
     )
     explain.set_defaults(run=_explain)
+
+
+def _add_bench(commands: Any) -> None:
+    from selfattn.bench.options import add_arguments
+
+    bench = commands.add_parser(
+        "bench", help="measure speed, beside other libraries", description=_bench.__doc__
+    )
+    add_arguments(bench)
+    bench.set_defaults(run=_bench, usage_error=bench.error)
 
 
 def _add_info(commands: Any) -> None:
@@ -143,6 +154,19 @@ def _explain(arguments: argparse.Namespace) -> None:
         output.write(page.encode())
     if arguments.output != "-":
         print(arguments.output)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    """Measure attention and encoders, as a fraction of what the machine can do and beside other libraries."""
+    from selfattn.bench.run import complete, run
+
+    try:
+        complete(arguments)
+    except ValueError as error:
+        arguments.usage_error(str(error))
+    failed = run(arguments)
+    if failed:
+        raise RuntimeError(f"selfattn itself could not be measured: {'; '.join(failed)}")
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,8 @@ benchmarks are measured against it. Everything computes in the dtype of its inpu
 to float32), so the same text is the naive float32 yardstick and, handed float64 arrays, the oracle. Only the
 statistics of the norms and the error function are always float64: they are definitions, not yardsticks. What
 is plain NumPy to begin with has its one copy elsewhere: the positional encodings, `selfattn.positions`, and
-merge_attention, `selfattn.merge`. The pieces of a layer, in `selfattn.reference_layers`, are named here too.
+merge_attention, `selfattn.merge`. The pieces of a layer, in `selfattn.reference_layers`, the random numbers
+of dropout, `selfattn.reference_dropout`, and the gradients, `selfattn.reference_gradients`, are named here.
 
 Sizes: `...` leading dimensions, H query heads, G key/value heads, Q queries, K keys, D head_dim.
 """
@@ -22,6 +23,7 @@ from selfattn.merge import merge_attention as merge_attention
 from selfattn.positions import alibi_slopes as alibi_slopes
 from selfattn.positions import rotary_embedding as rotary_embedding
 from selfattn.positions import sinusoidal_positions as sinusoidal_positions
+from selfattn.reference_dropout import dropout_factors as dropout_factors
 from selfattn.reference_layers import ACTIVATIONS as ACTIVATIONS
 from selfattn.reference_layers import gelu as gelu
 from selfattn.reference_layers import gelu_tanh as gelu_tanh
@@ -33,6 +35,8 @@ from selfattn.reference_layers import silu as silu
 
 if TYPE_CHECKING:
     from selfattn.layers import Encoder, EncoderLayer, FeedForward, MultiHeadSelfAttention, SelfAttentionCell
+    from selfattn.reference_gradients import attention_backward as attention_backward
+    from selfattn.reference_gradients import varlen_attention_backward as varlen_attention_backward
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Causal = bool | Literal["top_left", "bottom_right"]
@@ -46,19 +50,25 @@ def attention(
     value: Array,  # (..., G, K, value_dim)
     *,
     sinks: Array | None = None,  # (H,) a logit that counts in the denominator only
+    dropout: float = 0.0,  # the share of weights that do not reach the output; dropout_factors says which
+    seed: int | None = None,
+    first_item: int = 0,
     return_lse: bool = False,
     **masking: Any,  # as in masked_scores
 ) -> Any:
     """softmax(masked scores) * value, (..., H, Q, value_dim); with return_lse also the lse, (..., H, Q).
 
-    A row with no key gives 0 and lse -inf (with sinks too). lse is natural and includes the sink. NaN in a
-    masked key or value reaches nothing; in an attended one, the rows that attend to it and no other.
+    A row with no key gives 0 and lse -inf (with sinks too). lse is natural, includes the sink and knows no
+    dropout. NaN in a masked key or value reaches nothing; in an attended one, the rows that attend to it and
+    no other.
     """
     query, key, value = _one_dtype(query, key, value)
     leading = np.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
     query = np.broadcast_to(query, leading + query.shape[-3:])
     scores = masked_scores(query, key, **masking)  # (..., H, Q, K)
     weights, lse = _softmax(scores, sinks)
+    if dropout:
+        weights = weights * dropout_factors(weights.shape, dropout, seed, weights.dtype, first_item)
     out = _weighted_sum(weights, _expand_heads(value, query.shape[-3]), scores != -np.inf)
     return (out, lse) if return_lse else out
 
@@ -242,6 +252,7 @@ def varlen_attention(
             mask=_cut(mask, (num_heads, total_q, longest), np.s_[:, rows, : keys.stop - keys.start]),
             bias=_cut(bias, (num_heads, total_q, longest), np.s_[:, rows, : keys.stop - keys.start]),
             kv_lengths=None if kv_lengths is None else kv_lengths[s],
+            first_item=s,
             return_lse=True,
             **options,
         )
@@ -356,3 +367,14 @@ def encoder(x: Array, stack: Encoder, *, lengths: Array | None = None) -> Array:
         return x
     real = np.arange(x.shape[-2]) < np.asarray(lengths)[:, None]  # (batch, seq_len)
     return np.where(real[..., None], x, 0)
+
+
+# ---- gradients build on this module: they load when they are used ----
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("attention_backward", "varlen_attention_backward"):
+        raise AttributeError(f"module 'selfattn.reference' has no attribute {name!r}")
+    from selfattn import reference_gradients
+
+    return getattr(reference_gradients, name)

@@ -72,6 +72,8 @@ def varlen_attention(
     softcap: float | None = None,
     alibi_slopes: npt.ArrayLike | None = None,
     sinks: npt.ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
     precision: Literal["bfloat16"] | None = None,
     return_lse: bool = False,
     out: AnyArray | None = None,
@@ -88,7 +90,8 @@ def varlen_attention(
         mask, bias: broadcast to (num_heads, total_q, max_kv_len): column j of a row is key j of its sequence.
         kv_lengths: (sequences,) how many keys of each sequence count.
         causal: as in `attention`, in every sequence; True needs as many queries as keys in each.
-        window, ..., num_threads: as in `attention`.
+        window, ..., num_threads: as in `attention`. To dropout, sequence b is what leading index b is there,
+            and its queries and keys are counted from its own first.
 
     Returns:
         (total_q, num_heads, value_dim) in the query's dtype; with return_lse also lse, (num_heads, total_q).
@@ -97,8 +100,41 @@ def varlen_attention(
         TypeError, ValueError: as `attention`; cu_seqlens that do not fit, naming the entry.
     """
     query, key, value = operands(query, key, value)
+    masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
+    arrays, call, given = packed_call_arguments(
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, *masking, num_threads, dropout, seed
+    )
+    total_q, num_heads, _ = query.shape
+    result = target(out, (total_q, num_heads, value.shape[-1]), query.dtype)
+    lse = np.empty((num_heads, total_q), arithmetic(query.dtype)) if return_lse else None
+    _kernels.attention(*arrays, result.swapaxes(0, 1), lse, *call, **given)
+    result = finish(result, out)
+    return (result, lse) if return_lse else result
+
+
+def packed_call_arguments(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: npt.ArrayLike,
+    cu_seqlens_kv: npt.ArrayLike | None,
+    mask: AnyArray | None,
+    bias: AnyArray | None,
+    causal: Causal,
+    window: tuple[int | None, int | None] | None,
+    kv_lengths: npt.ArrayLike | None,
+    scale: float | None,
+    softcap: float | None,
+    alibi_slopes: npt.ArrayLike | None,
+    sinks: npt.ArrayLike | None,
+    precision: str | None,
+    num_threads: int | None,
+    dropout: float = 0.0,
+    seed: int | None = None,
+) -> tuple[tuple[Array, Array, Array], tuple[Any, ...], dict[str, Any]]:
+    """For _kernels.attention: the arrays as (heads, total, dim), the rest from the mask on, and by name."""
     _require_packed(query, key, value)
-    q, k, v = (array.swapaxes(0, 1) for array in (query, key, value))  # (heads, total, dim)
+    q, k, v = (array.swapaxes(0, 1) for array in (query, key, value))
     _, (num_heads, num_kv_heads, total_q, _, head_dim, value_dim) = head_sizes(q, k, v)
     bounds = _bounds(cu_seqlens_q, cu_seqlens_kv, total_q, len(key))
     q_lens, kv_lens = (np.diff(cu_seqlens) for cu_seqlens in bounds.values())
@@ -106,18 +142,13 @@ def varlen_attention(
     scores = (num_heads, total_q, longest_kv)
     mask, bias = mask_and_bias(mask, bias, scores, query.dtype, "(num_heads, total_q, max_kv_len)")
     diagonal = _alignment(causal, q_lens, kv_lens)
-    numbers = (scale, window, softcap, alibi_slopes, sinks, precision)
+    numbers = (scale, window, softcap, alibi_slopes, sinks, precision, dropout, seed)
     factor, given = options(num_heads, head_dim, query.dtype, *numbers)
     if kv_lengths is not None:
         given["kv_lengths"] = as_lengths("kv_lengths", kv_lengths, kv_lens.size, kv_lens)
-    threads = resolve_num_threads(num_threads)
-    result = target(out, (total_q, num_heads, value_dim), query.dtype)
-    lse = np.empty((num_heads, total_q), arithmetic(query.dtype)) if return_lse else None
     sizes = (num_heads, num_kv_heads, longest_q, longest_kv, head_dim, value_dim)
-    call = (mask, bias, (), sizes, factor, diagonal, threads)
-    _kernels.attention(q, k, v, result.swapaxes(0, 1), lse, *call, **(given | bounds))
-    result = finish(result, out)
-    return (result, lse) if return_lse else result
+    call = (mask, bias, (), sizes, factor, diagonal, resolve_num_threads(num_threads))
+    return (q, k, v), call, given | bounds
 
 
 def _require_packed(*arrays: Array) -> None:

@@ -1,9 +1,5 @@
 """The benchmark frame itself: what it refuses, what it computes, in which order it measures."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
@@ -12,14 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
-sys.path.insert(0, str(BENCH))
-
-import machine  # noqa: E402
-import report  # noqa: E402
-import run  # noqa: E402
-import timing  # noqa: E402
-import workloads  # noqa: E402
+from selfattn.bench import machine, options, report, run, timing, workloads
 
 
 def workload(tolerance: float = 1e-5) -> Any:
@@ -99,11 +88,44 @@ def result(**median_seconds: float) -> dict[str, Any]:
             "threads": 1,
             "flops": 50e9,
             "peak_gflops": [99.0, 101.0],
-            "contenders": {n: {"median_seconds": s, "spread": 0.1} for n, s in median_seconds.items()},
+            "contenders": {
+                name: {"median_seconds": s, "spread": 0.1, "round_seconds": [0.9 * s, s, 1.2 * s]}
+                for name, s in median_seconds.items()
+            },
             "absent": {"openvino": "No module named 'openvino'"},
             "refused": {"numpy": "error 1"},
         }
     )
+
+
+def decode_result() -> dict[str, Any]:
+    return report.compare(
+        {
+            "kind": "decode",
+            "shape": "1x32x8x4096x128",
+            "queries": 2,
+            "dtype": "int8",
+            "threads": 1,
+            "flops": 1e9,
+            "bytes": 10e9,
+            "read_gigabytes_per_second": [20.0, 30.0],
+            "contenders": {"selfattn": {"median_seconds": 0.5, "spread": 0.1, "round_seconds": [0.5, 0.5]}},
+            "absent": {},
+            "refused": {},
+        }
+    )
+
+
+def test_decode_is_measured_by_the_bytes_it_reads() -> None:
+    row = decode_result()
+    assert row["contenders"]["selfattn"]["gigabytes_per_second"] == pytest.approx(20)
+    assert row["contenders"]["selfattn"]["fraction_of_read_bandwidth"] == pytest.approx(0.8)
+    line = report.row(row, ["selfattn", "torch"])
+    assert " ".join(line.split()) == "1x32x8x4096x128 q2 int8 20.0 ±5 % - 0.80 -"  # no torch for int8
+    assert "GB/s" in report.header("decode", 1, ["selfattn"])
+    assert report.footnotes([row]) == [
+        "1x32x8x4096x128 q2 int8, 1 thread(s): the read bandwidth moved from 20 to 30 GB/s, run it again"
+    ]
 
 
 def test_table_arithmetic_shows_a_loss() -> None:
@@ -112,7 +134,7 @@ def test_table_arithmetic_shows_a_loss() -> None:
     assert row["contenders"]["onnxruntime"]["fraction_of_peak"] == pytest.approx(1)
     assert (row["best_peer"], row["ratio_to_best_peer"]) == ("onnxruntime", 0.5)
     line = report.row(row, ["selfattn", "numpy", "torch", "onnxruntime", "openvino"])
-    expected = "1x12x128x64 50.0 ±5 % WRONG 25.0 ±5 % 100.0 ±5 % absent 0.50 0.50 x onnxruntime"
+    expected = "1x12x128x64 50.0 ±5 % WRONG 25.0 ±5 % 100.0 ±5 % absent 0.50 0.50 ±0.00 (onnxruntime)"
     assert line.split() == expected.split()
 
 
@@ -141,12 +163,42 @@ def test_footnotes_name_the_absent_the_wrong_and_the_unsteady() -> None:
 
 def test_plot_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    from selfattn.bench.plot import plot
+
     facts = {"cpu": "x", "isa": "avx2", "date": "2026-01-01", "commit": "0", "versions": {"numpy": "2"}}
-    report.plot(
-        {"machine": facts, "results": [result(selfattn=1.0), result(selfattn=1.0, torch=2.0)]},
-        tmp_path / "new" / "plot.png",
-    )
-    assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    results = [result(selfattn=1.0), result(selfattn=1.0, torch=2.0), decode_result()]
+    plot({"machine": facts, "results": results}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ratio_has_the_spread_of_its_rounds() -> None:
+    row = result(selfattn=1.0, torch=3.0)
+    ours, torch = (row["contenders"][name] for name in ("selfattn", "torch"))
+    ours["round_seconds"], torch["round_seconds"] = [1.0, 1.0, 2.0, 1.0, 1.0], [3.0, 2.0, 6.0, 4.0, 5.0]
+    row = report.compare(row)
+    assert row["ratio_quartiles"] == [3.0, 4.0]
+    assert report.ratio(row) == "3.00 ±0.50 (torch)"
+
+
+def test_a_file_without_the_spread_of_the_ratio_is_read_too() -> None:
+    row = result(selfattn=1.0, torch=3.0)
+    del row["ratio_quartiles"]
+    assert report.ratio(row) == "3.00 (torch)"
+
+
+def test_provenance_has_a_commit_only_where_there_is_one() -> None:
+    facts = {"cpu": "x", "isa": "avx2", "date": "2026-01-01T00", "commit": None, "versions": {"numpy": "2"}}
+    assert report.provenance(facts) == "x (avx2), 2026-01-01\nnumpy 2"
+    assert "commit 0a1b" in report.provenance(facts | {"commit": "0a1b"})
+
+
+def test_the_commit_is_of_our_repository_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"rev-parse": str(tmp_path), "describe": "0a1b"}
+    monkeypatch.setattr(machine, "git", lambda command, *_, cwd: answers[command])
+    assert machine.git_commit() is None  # somebody else's repository, with our wheel in its .venv
+    (tmp_path / "selfattn" / "bench").mkdir(parents=True)
+    (tmp_path / "selfattn" / "bench" / "machine.py").touch()
+    assert machine.git_commit() == "0a1b"
 
 
 def test_limits_are_the_sum_over_threads_that_run_together() -> None:
@@ -160,7 +212,7 @@ def test_limits_are_the_sum_over_threads_that_run_together() -> None:
 
 
 def test_a_row_has_a_place_for_the_right_the_absent_and_the_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = workloads.parse_shape("1x1x4x2", None)
+    case = workloads.attention_workload("1x1x4x2")
 
     def absent(*_: Any) -> Any:
         raise ModuleNotFoundError("No module named 'torch'")
@@ -180,7 +232,7 @@ def test_a_row_has_a_place_for_the_right_the_absent_and_the_wrong(monkeypatch: p
 
 
 def test_attention_workload_counts_two_products_and_verifies_against_float64() -> None:
-    case = workloads.parse_shape("2x3x5x4", None)
+    case = workloads.attention_workload("2x3x5x4")
     assert case.flops == 2 * (2 * 2 * 3 * 5 * 5 * 4)
     assert case.expected.dtype == np.float64
     query, key, value = (array.astype(np.float64) for array in case.arrays)
@@ -217,35 +269,20 @@ def test_encoder_flops_count_real_tokens() -> None:
     assert case.flops == 5 * (5 * (qkv_and_output + feed_forward) + attention)
 
 
-@pytest.mark.parametrize("shape", ["", "12", "1x2x3", "0x1x2x3", "1x2x3x4x5", "1x-2", "ragged", "ragged0"])
+@pytest.mark.parametrize("shape", ["", "12", "1x2x3", "0x1x2x3", "1x2x3x4x5x6", "1x-2", "ragged", "ragged0"])
 def test_a_bad_shape_is_an_error_that_says_what_a_shape_is(shape: str) -> None:
-    with pytest.raises(ValueError, match="neither BATCHxHEADSxLENGTHxHEAD_DIM"):
-        workloads.parse_shape(shape, None)
+    with pytest.raises(ValueError, match="is none of BATCHxHEADSxLENGTHxHEAD_DIM"):
+        options.suite_of(shape)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--vs", "tensorflow"], ["decode"], ["--shapes", "1x2x3"], ["--threads", "0"], ["--rounds", "0"]],
-    ids=" ".join,
-)
-def test_bad_arguments_end_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        run.parse(["operator", *arguments])
-    assert exit_info.value.code == 2
-    assert "error:" in capsys.readouterr().err
+def test_the_form_of_a_shape_says_which_suite_it_is_for() -> None:
+    for suite in options.SUITES:
+        assert {options.suite_of(shape) for shape in (*run.SHAPES[suite], *run.SMOKE_SHAPES[suite])} == {
+            suite
+        }
 
 
-def test_smoke_run(tmp_path: Path) -> None:
-    file = tmp_path / "smoke.json"
-    command = [sys.executable, str(BENCH / "run.py"), "--smoke", "--threads", "1,2", "--json", str(file)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    document = json.loads(file.read_text())
-    rows = [(row["shape"], row["threads"]) for row in document["results"]]
-    assert rows == [(shape, threads) for threads in (1, 2) for shape in workloads.SMOKE_SHAPES["operator"]]
-    for row in document["results"]:
-        measured = row["contenders"]["selfattn"]
-        assert len(measured["round_seconds"]) == 2
-        assert 0 <= measured["max_error"] <= row["tolerance"]
-        assert row["shape"] in output
-    assert set(document["machine"]["limits"]) == {"1", "2"}
+def test_suites_and_contenders_go_by_the_same_names() -> None:
+    assert tuple(run.CONTENDERS) == options.SUITES
+    for contenders in run.CONTENDERS.values():
+        assert set(contenders) <= set(report.CONTENDERS) == {report.OURS, *options.PEERS}

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
-import report  # noqa: E402
 import table  # noqa: E402
+
+from selfattn.bench import report  # noqa: E402
 
 README = """before
 <!-- bench:operator -->
@@ -31,7 +32,10 @@ def measured(shape: str = "1x2x3x4", threads: int = 1, **seconds: float) -> dict
         "threads": threads,
         "flops": 10**9,
         "peak_gflops": [100.0, 100.0],
-        "contenders": {name: {"median_seconds": s, "spread": 0.04} for name, s in seconds.items()},
+        "contenders": {
+            name: {"median_seconds": s, "spread": 0.04, "round_seconds": [s, s]}
+            for name, s in seconds.items()
+        },
         "absent": {"numpy": "no module named numpy"},
         "refused": {"openvino": "bfloat16: error 1.0e-03 above the tolerance 1.0e-05"},
     }
@@ -65,13 +69,13 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
         "| shape | threads | selfattn | numpy | torch | openvino | of peak | best peer's time / ours |"
         in text
     )
-    assert "| 1x2x3x4 | 1 | 50.0 ±2 % | absent | 33.3 ±2 % | WRONG | 50 % | 1.50 (torch) |" in text
-    assert "| 5x6x7x8 | 2 | 25.0 ±2 % | absent | absent | WRONG | 25 % | - |" in text
+    assert "| 1x2x3x4 | 1 | 50.0 ±2 % | absent | 33.3 ±2 % | WRONG | 50 % | 1.50 ±0.00 (torch) |" in text
+    assert "| 5x6x7x8 | 2 | 25.0 ±2 % | absent | - | WRONG | 25 % | - |" in text
     assert "openvino is WRONG: bfloat16" in text
 
 
 def test_a_row_that_selfattn_loses_is_there_too(tmp_path: Path) -> None:
-    assert "| 0.50 (torch) |" in run(tmp_path, document(measured(selfattn=0.02, torch=0.01)))
+    assert "| 0.50 ±0.00 (torch) |" in run(tmp_path, document(measured(selfattn=0.02, torch=0.01)))
 
 
 def test_where_the_numbers_come_from(tmp_path: Path) -> None:
@@ -80,7 +84,7 @@ def test_where_the_numbers_come_from(tmp_path: Path) -> None:
         assert fact in text
     assert "onnx None" not in text
     assert "FMA peak 100 GFLOP/s on 1 thread(s)" in text
-    assert "`python bench/run.py operator --threads 1 --shapes 1x2x3x4 --vs numpy,torch,openvino " in text
+    assert "`selfattn bench operator --threads 1 --shapes 1x2x3x4 --vs numpy,torch,openvino " in text
     assert "--rounds 9 --min-time 0.05 --json run.json`" in text
 
 
@@ -93,6 +97,21 @@ def test_everything_else_stays(tmp_path: Path) -> None:
     text = run(tmp_path, document(measured(selfattn=0.02)))
     assert text.startswith("before\n<!-- bench:operator -->\n")
     assert text.endswith("between\n<!-- bench:footprint -->\n<!-- /bench -->\nafter\n")
+
+
+def test_decode(tmp_path: Path) -> None:
+    rows = []
+    for queries in (1, 4):
+        row = measured("1x32x8x4096x128", selfattn=0.1, torch=0.4)
+        row |= {"kind": "decode", "queries": queries, "dtype": "bfloat16", "bytes": 2 * 10**9}
+        rows.append(report.compare(row | {"read_gigabytes_per_second": [25.0, 25.0]}))
+    text = run(tmp_path, document(*rows), README.replace("operator", "decode"))
+    assert "| shape | threads | selfattn | numpy | torch | openvino | of read bandwidth |" in text
+    assert "| 1x32x8x4096x128 q4 bfloat16 | 1 | 20.0 ±2 % | absent | 5.0 ±2 % | WRONG | 80 % | 4.00 ±" in text
+    assert "Read bandwidth 10 GB/s on 1 thread(s)" in text
+    assert (
+        "`selfattn bench decode --threads 1 --shapes 1x32x8x4096x128 --queries 1,4 --caches bfloat16 " in text
+    )
 
 
 def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from accuracy import assert_as_exact_as_numpy, assert_same_bits
 from arrays import LAYOUTS
+from attention_gradients import central_differences
 from bits import on_every_isa_with_fma
-from gradients import central_differences
 
 from selfattn import functional
 from selfattn import reference_layers as reference

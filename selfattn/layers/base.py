@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+Weights = dict[str, Any]  # name -> array, or what is inside: Weights, or a list of Weights
 
 
 class Layer:
@@ -34,6 +35,26 @@ class Layer:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), {name: getattr(self, name) for name in self._names()})
 
+    def weights(self) -> Weights:
+        """The arrays by name; of a layer made of layers a dict for each, and a list for the layers in depth.
+
+        The gradients that `backward` gives have the same structure. A bias or norm that is None is left out.
+        """
+        tree = {name: _weights_of(getattr(self, name)) for name in self._names()}
+        return {name: part for name, part in tree.items() if part is not None}
+
+    def replace(self, weights: Weights) -> Self:
+        """A layer with these weights, in the structure of `weights()`, and this one's settings.
+
+        ValueError naming the weight that is missing, unknown, or of another shape.
+        """
+        own = self.weights()
+        if weights.keys() != own.keys():
+            kind = type(self).__name__
+            raise ValueError(f"weights holds {', '.join(weights)}; this {kind} needs {', '.join(own)}")
+        values = {name: _replaced(name, getattr(self, name), new) for name, new in weights.items()}
+        return dataclasses.replace(self, **values)  # type: ignore[type-var]
+
     def _names(self) -> list[str]:
         return [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
 
@@ -41,6 +62,27 @@ class Layer:
         """Fills fields of a frozen instance, in __post_init__ only."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+
+def _weights_of(value: Any) -> Any:
+    if isinstance(value, Layer):
+        return value.weights()
+    if isinstance(value, tuple):
+        return [layer.weights() for layer in value]
+    return value if isinstance(value, np.ndarray) else None
+
+
+def _replaced(name: str, value: Any, new: Any) -> Any:
+    """A field's value with new weights; as_weight checks and keeps the arrays."""
+    if isinstance(value, Layer):
+        return value.replace(new)
+    if isinstance(value, tuple):
+        if len(new) != len(value):
+            raise ValueError(f"{name} holds the weights of {len(new)} layers; there are {len(value)}")
+        return [layer.replace(one) for layer, one in zip(value, new, strict=True)]
+    if np.shape(new) != value.shape:
+        raise ValueError(f"{name} has shape {np.shape(new)}; it replaces one of shape {value.shape}")
+    return new
 
 
 def _rebuild(cls: type[Layer], values: dict[str, Any]) -> Layer:

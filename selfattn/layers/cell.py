@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfattn.layers.base import Array, as_causal, as_scale, initial_weight, same
+from selfattn.layers import gradients
+from selfattn.layers.base import Array, Weights, as_causal, as_scale, initial_weight, same
 from selfattn.layers.heads import Heads
 from selfattn.layers.ragged import Ragged
 
@@ -70,6 +71,35 @@ class SelfAttentionCell(Heads):
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
         values = self._attend(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
         return words.restore(values)
+
+    def forward(
+        self,
+        x: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        cu_seqlens: npt.ArrayLike | None = None,
+        causal: bool = False,
+        scale: float | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Array, tuple[Ragged, gradients.SavedHeads]]:
+        """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
+        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        how = {"causal": as_causal(causal), "scale": as_scale(scale)}
+        y, saved = gradients.heads_forward(self, words.tokens, words.cu_seqlens, num_threads, **how)
+        return words.restore(y.copy()), (words, saved)
+
+    def backward(
+        self,
+        saved: tuple[Ragged, gradients.SavedHeads],
+        grad_y: npt.ArrayLike,
+        *,
+        num_threads: int | None = None,
+    ) -> tuple[Array, Weights]:
+        """grad_y (..., value_dim) -> (grad_x, 0 in the padding; the gradients of the weights by name)."""
+        words, heads = saved
+        rows = words.take(grad_y, self.value_dim)
+        grad_x, grads = gradients.heads_backward(self, heads, rows, num_threads)
+        return words.restore(grad_x), grads
 
     def attention_weights(
         self,

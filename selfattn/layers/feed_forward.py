@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfattn import _kernels
-from selfattn.layers.base import Array, Layer, as_bias, as_weight, initial_weight, same
-from selfattn.layers.ragged import check_words
+from selfattn.layers import gradients
+from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight, initial_weight, same
+from selfattn.layers.ragged import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -90,3 +91,16 @@ class FeedForward(Layer):
             hidden *= _kernels.linear(rows, self.up_weight, self.up_bias, None, threads)
         out = _kernels.linear(hidden, self.down_weight, self.down_bias, None, threads)
         return out.reshape(*words.shape[:-1], self.d_out)
+
+    def forward(
+        self, x: npt.ArrayLike, *, num_threads: int | None = None
+    ) -> tuple[Array, gradients.SavedFeedForward]:
+        """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
+        return gradients.feed_forward_forward(self, check_words(x, self.d_model), num_threads)
+
+    def backward(
+        self, saved: gradients.SavedFeedForward, grad_y: npt.ArrayLike, *, num_threads: int | None = None
+    ) -> tuple[Array, Weights]:
+        """grad_y (..., d_out) -> (grad_x, the gradients of the weights by name)."""
+        grad_y = check_gradient(grad_y, (*saved.x.shape[:-1], self.d_out))
+        return gradients.feed_forward_backward(self, saved, grad_y, num_threads)

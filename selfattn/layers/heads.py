@@ -49,20 +49,20 @@ class Heads(Layer):
 
     def _attend(self, words: Ragged, num_threads: int | None, **how: Any) -> Array:
         """What the heads say of every word, side by side, (tokens, num_heads * value_dim)."""
-        query, key, value = self._project(words, num_threads)
+        query, key, value = self._project(words.tokens, num_threads)
         return words.attend(query, key, value, num_threads=num_threads, **how)
 
     def _weigh(self, words: Ragged, num_threads: int | None, **how: Any) -> Array:
         """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
-        query, key = self._project(words, num_threads, ROLES[:2])
+        query, key = self._project(words.tokens, num_threads, ROLES[:2])
         return words.attention_weights(query, key, num_threads=num_threads, **how)
 
-    def _project(self, words: Ragged, num_threads: int | None, roles: tuple[str, ...] = ROLES) -> list[Array]:
-        """The queries, keys and values of every word, (tokens, heads, dim) each."""
+    def _project(self, rows: Array, num_threads: int | None, roles: tuple[str, ...] = ROLES) -> list[Array]:
+        """rows (tokens, d_model): the queries, keys and values of every word, (tokens, heads, dim) each."""
         threads = resolve_num_threads(num_threads)
         projected: list[Array] = []
         for role, heads in zip(roles, self._heads(), strict=False):
             matrix, offset = getattr(self, f"{role}_weight"), getattr(self, f"{role}_bias")
-            flat = _kernels.linear(words.tokens, matrix, offset, None, threads)
+            flat = _kernels.linear(rows, matrix, offset, None, threads)
             projected.append(flat.reshape(len(flat), heads, flat.shape[1] // heads))
         return projected

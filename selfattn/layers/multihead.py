@@ -10,8 +10,10 @@ import numpy as np
 
 from selfattn import _kernels
 from selfattn._checks import as_integer
+from selfattn.layers import gradients
 from selfattn.layers.base import (
     Array,
+    Weights,
     as_bias,
     as_causal,
     as_scale,
@@ -191,6 +193,32 @@ class MultiHeadSelfAttention(Heads):
             threads = resolve_num_threads(num_threads)
             joined = _kernels.linear(joined, self.output_weight, self.output_bias, None, threads)
         return words.restore(joined)
+
+    def forward(
+        self,
+        x: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        cu_seqlens: npt.ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Array, tuple[Ragged, gradients.SavedHeads]]:
+        """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
+        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        y, saved = gradients.attention_forward(self, words.tokens, words.cu_seqlens, num_threads)
+        return words.restore(y), (words, saved)
+
+    def backward(
+        self,
+        saved: tuple[Ragged, gradients.SavedHeads],
+        grad_y: npt.ArrayLike,
+        *,
+        num_threads: int | None = None,
+    ) -> tuple[Array, Weights]:
+        """grad_y (..., d_out) -> (grad_x, 0 in the padding; the gradients of the weights by name)."""
+        words, heads = saved
+        rows = words.take(grad_y, self.d_out)
+        grad_x, grads = gradients.attention_backward(self, heads, rows, num_threads)
+        return words.restore(grad_x), grads
 
     def attention_weights(
         self,

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfattn import _kernels
 from selfattn._checks import as_number
-from selfattn.layers.base import Array, Layer, as_bias, as_weight
-from selfattn.layers.ragged import check_words
+from selfattn.layers import gradients
+from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight
+from selfattn.layers.ragged import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+class BaseNorm(Layer):
+    """What the two norms have in common."""
+
+    weight: Array  # (d_model,)
+    eps: float
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
+        """x (..., d_model) float32 -> the same shape."""
+
+    def forward(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> tuple[Array, Array]:
+        """The result of the call, and what `backward` needs; x must not change until then."""
+        return gradients.norm_forward(self, check_words(x, len(self.weight)), num_threads)
+
+    def backward(
+        self, saved: Array, grad_y: npt.ArrayLike, *, num_threads: int | None = None
+    ) -> tuple[Array, Weights]:
+        """grad_y (..., d_model) -> (grad_x, the gradients of the weights by name)."""
+        return gradients.norm_backward(self, saved, check_gradient(grad_y, saved.shape), num_threads)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerNorm(Layer):
+class LayerNorm(BaseNorm):
     """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016), over the last axis."""
 
     weight: Array  # (d_model,)
@@ -40,7 +64,7 @@ class LayerNorm(Layer):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RMSNorm(Layer):
+class RMSNorm(BaseNorm):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), over the last axis."""
 
     weight: Array  # (d_model,)

@@ -63,6 +63,11 @@ class Ragged:
         out[self.real] = rows
         return out
 
+    def take(self, grad_y: npt.ArrayLike, width: int) -> Array:
+        """The inverse of restore: (..., width) in the caller's shape -> (tokens, width), padding left out."""
+        grad_y = check_gradient(grad_y, (*self.leading, width))
+        return grad_y.reshape(len(self.tokens), width) if self.real is None else grad_y[self.real]
+
     def attend(self, query: Array, key: Array, value: Array, **how: Any) -> Array:
         """Each sequence attends to itself: (tokens, heads, dim) arrays -> (tokens, num_heads * value_dim)."""
         out: Array = varlen_attention(query, key, value, self.cu_seqlens, **how)
@@ -87,6 +92,17 @@ def check_words(x: npt.ArrayLike, d_model: int) -> Array:
     if x.ndim < 1 or x.shape[-1] != d_model:
         raise ValueError(f"x has shape {x.shape}; its last dimension must be d_model={d_model}")
     return np.require(x, requirements=["C", "A"])
+
+
+def check_gradient(grad_y: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
+    """grad_y as a float32 array of the result's shape, aligned and C-contiguous."""
+    grad_y = np.asarray(grad_y)
+    if grad_y.dtype != np.float32:
+        cast = "pass grad_y.astype(np.float32)"
+        raise TypeError(f"grad_y has dtype {grad_y.dtype}, the layers compute in float32: {cast}")
+    if grad_y.shape != shape:
+        raise ValueError(f"grad_y has shape {grad_y.shape}; the result it is the gradient of has {shape}")
+    return np.require(grad_y, requirements=["C", "A"])
 
 
 def _integers(name: str, array: npt.ArrayLike) -> Array:

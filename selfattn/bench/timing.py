@@ -1,5 +1,7 @@
 """How it is measured: verify, choose each contender's fastest variant, interleave, take medians."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

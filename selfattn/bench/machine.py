@@ -1,5 +1,7 @@
 """The machine, the code and the versions behind a measurement, and the limits it is compared with."""
 
+from __future__ import annotations
+
 import os
 import platform
 import subprocess
@@ -12,8 +14,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("selfattn", "numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino")
+PACKAGES = ("numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino")
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 READ_BYTES = 256 << 20  # several times any last-level cache share of one thread
 
@@ -34,16 +35,23 @@ def describe() -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "isa": selfattn.active_isa(),
         "python": platform.python_version(),
-        "versions": {name: package_version(name) for name in PACKAGES},
+        "versions": {"selfattn": selfattn.__version__} | {name: package_version(name) for name in PACKAGES},
         "numpy_blas": numpy_blas(),
     }
 
 
 def git_commit() -> str | None:
-    """The commit, with -dirty when files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit, with -dirty when files differ from it; None outside of our own repository."""
+    this = Path(__file__).resolve()
+    top = git("rev-parse", "--show-toplevel", cwd=this.parent)
+    if top is None or not Path(top, *this.parts[-3:]).is_file():  # another project's, with us in its .venv
+        return None
+    return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", cwd=this.parent)
+
+
+def git(*arguments: str, cwd: Path) -> str | None:
     try:
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        result = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True)  # noqa: S603, S607
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()

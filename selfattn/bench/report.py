@@ -1,0 +1,147 @@
+"""The table and the JSON file of a run; plot.py draws it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Result = dict[str, Any]
+
+OURS = "selfattn"
+CONTENDERS = (OURS, "numpy", "torch", "onnxruntime", "openvino")
+CELL = 15
+DECODE_SHAPE = "{shape} q{queries} {dtype}"
+
+
+class Limit(NamedTuple):
+    """What a kind of workload is measured against; names of fields in its results, and words."""
+
+    work: str  # of one call
+    measured: str  # the limit itself, before and after the row
+    rate: str
+    fraction: str
+    unit: str
+    words: str
+
+
+PEAK = Limit("flops", "peak_gflops", "gflops", "fraction_of_peak", "GFLOP/s", "FMA peak")
+READ = Limit(
+    "bytes",
+    "read_gigabytes_per_second",
+    "gigabytes_per_second",
+    "fraction_of_read_bandwidth",
+    "GB/s",
+    "read bandwidth",
+)
+
+
+def limit_of(kind: str) -> Limit:
+    return READ if kind == "decode" else PEAK
+
+
+def compare(result: Result) -> Result:
+    """Adds every contender's rate and fraction of the limit, and the best peer's time over ours.
+
+    The ratio is that of the medians; its quartiles are over the rounds, each with its own neighbours.
+    """
+    limit = limit_of(result["kind"])
+    reachable = sum(result[limit.measured]) / len(result[limit.measured])
+    contenders = result["contenders"]
+    for measured in contenders.values():
+        measured[limit.rate] = result[limit.work] / measured["median_seconds"] / 1e9
+        measured[limit.fraction] = measured[limit.rate] / reachable
+    peers = {name: measured["median_seconds"] for name, measured in contenders.items() if name != OURS}
+    if peers and OURS in contenders:
+        best = min(peers, key=peers.__getitem__)
+        result["best_peer"] = best
+        result["ratio_to_best_peer"] = peers[best] / contenders[OURS]["median_seconds"]
+        theirs, ours = (np.array(contenders[name]["round_seconds"]) for name in (best, OURS))
+        result["ratio_quartiles"] = [float(x) for x in np.percentile(theirs / ours, (25, 75))]
+    return result
+
+
+def label(result: Result) -> str:
+    """The shape, and what else tells a row from its neighbours."""
+    return DECODE_SHAPE.format(**result) if result["kind"] == "decode" else str(result["shape"])
+
+
+def header(kind: str, threads: int, names: Sequence[str]) -> str:
+    unit = "milliseconds" if kind == "encoder" else limit_of(kind).unit
+    precision = "" if kind == "decode" else "float32, "
+    title = f"\n{kind}, {precision}{threads} thread(s): {unit}, median ± half the interquartile range"
+    columns = f"{'shape':<{width(kind)}}" + "".join(f"{name:>{CELL}}" for name in names)
+    return (
+        f"{title}\n{columns}{'of read' if kind == 'decode' else 'of peak':>9}  time of the best peer / ours"
+    )
+
+
+def row(result: Result, names: Sequence[str]) -> str:
+    """One line. Whoever wins, the shape is printed; a contender without a number says why it has none."""
+    kind = result["kind"]
+    cells = "".join(f"{cell(result, name):>{CELL}}" for name in names)
+    part = fraction_of_limit(result)
+    fraction = "-" if part is None else f"{part:.2f}"
+    return f"{label(result):<{width(kind)}}{cells}{fraction:>9}  {ratio(result)}"
+
+
+def width(kind: str) -> int:
+    """Of the column of shapes."""
+    return 32 if kind == "decode" else 14
+
+
+def fraction_of_limit(result: Result) -> float | None:
+    """Ours, if we were measured."""
+    ours = result["contenders"].get(OURS)
+    return None if ours is None else float(ours[limit_of(result["kind"]).fraction])
+
+
+def ratio(result: Result) -> str:
+    """`1.31 ±0.02 (torch)`, above 1 where we are faster; the spread is half the interquartile range."""
+    if "best_peer" not in result:
+        return "-"
+    low, high = result.get("ratio_quartiles", (0.0, 0.0))  # files of the first format have none
+    spread = f" ±{(high - low) / 2:.2f}" if "ratio_quartiles" in result else ""
+    return f"{result['ratio_to_best_peer']:.2f}{spread} ({result['best_peer']})"
+
+
+def cell(result: Result, name: str) -> str:
+    if name in result["contenders"]:
+        measured = result["contenders"][name]
+        encoder = result["kind"] == "encoder"
+        number = measured["median_seconds"] * 1e3 if encoder else measured[limit_of(result["kind"]).rate]
+        digits = 1 if not encoder else 2 if number < 100 else 0
+        return f"{number:.{digits}f} ±{measured['spread'] * 50:.0f} %"
+    return "WRONG" if name in result["refused"] else "absent" if name in result["absent"] else "-"
+
+
+def footnotes(results: Sequence[Result]) -> list[str]:
+    """Who was absent or refused, and where the limit moved so much that the row should be run again."""
+    notes = dict.fromkeys(
+        f"{name} is absent: {reason}" for result in results for name, reason in result["absent"].items()
+    )
+    for result in results:
+        place = f"{label(result)}, {result['threads']} thread(s)"
+        notes.update({f"{place}: {name} is WRONG: {why}": None for name, why in result["refused"].items()})
+        limit = limit_of(result["kind"])
+        before, after = result[limit.measured]
+        if abs(before - after) > 0.05 * max(before, after):
+            words = "peak" if limit is PEAK else limit.words
+            notes[
+                f"{place}: the {words} moved from {before:.0f} to {after:.0f} {limit.unit}, run it again"
+            ] = None
+    return list(notes)
+
+
+def write_json(document: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def provenance(machine: dict[str, Any]) -> str:
+    """Two lines: the processor, the date and the commit, if there is one; the versions."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    commit = f", commit {machine['commit']}" if machine["commit"] else ""
+    return f"{machine['cpu']} ({machine['isa']}), {machine['date'][:10]}{commit}\n{versions}"

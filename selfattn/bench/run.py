@@ -1,0 +1,215 @@
+"""A run of the benchmark: which workloads, who competes, verify, measure, report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from selfattn.bench import decode, encoders, machine, peers, report
+from selfattn.bench.options import CACHES, PEERS, SUITES, suite_of
+from selfattn.bench.timing import Choice, WrongResultError, choose, interleave, summarize, wait_until_idle
+from selfattn.bench.workloads import attention_workload, encoder_workload, model_directory
+
+CONTENDERS: dict[str, dict[str, Callable[..., Any]]] = {
+    "operator": peers.OPERATOR,
+    "decode": decode.DECODE,
+    "encoder": encoders.ENCODER,
+}
+SHAPES = {
+    "operator": (
+        "1x12x128x64",
+        "8x12x128x64",
+        "1x12x512x64",
+        "1x12x2048x64",
+        "1x8x4096x64",
+        "1x8x2048x128",
+        "32x12x32x32",
+    ),
+    "decode": ("1x32x8x4096x128", "8x32x8x1024x128", "1x8x8x16384x64"),
+    "encoder": ("1x10", "1x128", "32x128", "8x256", "ragged256"),
+}
+SMOKE_SHAPES = {
+    "operator": ("1x2x32x16", "2x3x48x32"),
+    "decode": ("2x4x2x40x16",),
+    "encoder": ("2x8", "ragged4"),
+}
+LARGE = ("arrays", "caches", "batches", "packed")  # what a workload makes when it is asked, and anew
+
+
+def run(options: Namespace) -> list[str]:
+    """Prints and writes what was measured; returns where selfattn itself was absent or wrong.
+
+    Args:
+        options: what `options.add_arguments` parses, after `complete`.
+
+    ValueError, ImportError or OSError, before anything is measured, for a shape that cannot be.
+    """
+    workloads = list(chosen_workloads(options))
+    document: dict[str, Any] = {
+        "machine": machine.describe(),
+        "settings": {"rounds": options.rounds, "min_time": options.min_time},
+        "results": [],
+    }
+    print(report.provenance(document["machine"]))
+    warn(document["machine"])
+    for threads in options.threads:
+        print(f"\n{limits(document, threads)}")
+        for suite in options.suites:
+            of_suite = [workload for workload in workloads if workload.kind == suite]
+            run_suite(suite, of_suite, threads, options, document["results"])
+    print("", *report.footnotes(document["results"]), sep="\n")
+    write(document, options)
+    lost = [result for result in document["results"] if report.OURS not in result["contenders"]]
+    return [f"{report.label(result)}, {result['threads']} thread(s)" for result in lost]
+
+
+def complete(options: Namespace) -> None:
+    """Fills in what was left out; ValueError when options do not fit together, ImportError or OSError when
+    they need what is not there.
+    """
+    smoke = options.smoke
+    options.rounds = options.rounds or (2 if smoke else 9)
+    options.min_time = options.min_time or (0.005 if smoke else 0.05)
+    options.threads = options.threads or [1]
+    options.queries = options.queries or [1]
+    options.vs = options.vs if options.vs is not None else [] if smoke else list(PEERS)
+    named = options.suites or [suite_of(shape) for shape in options.shapes or []]
+    options.suites = [suite for suite in SUITES if suite in named]
+    for shape in options.shapes or []:
+        if suite_of(shape) not in options.suites:
+            raise ValueError(f"--shapes {shape} is for {suite_of(shape)}, not for {' '.join(options.suites)}")
+    if not options.suites:
+        options.suites = [suite for suite in SUITES if suite != "encoder" or encoder_can_run(options.model)]
+    if options.caches is None:
+        options.caches = [dtype for dtype in CACHES if dtype != "bfloat16" or find_spec("ml_dtypes")]
+    elif "bfloat16" in options.caches and find_spec("ml_dtypes") is None:
+        raise ModuleNotFoundError("bfloat16 caches need ml_dtypes: pip install ml_dtypes")
+    for path in filter(None, (options.json, options.plot)):
+        require_writable(path)
+    if options.plot and find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("--plot needs matplotlib: pip install selfattn[view]")
+
+
+def encoder_can_run(model: Path | None) -> bool:
+    """Of suites that nobody named, one that cannot run is left out, and said to be."""
+    try:
+        model_directory(model)
+    except ImportError as error:
+        print(f"encoder is left out: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def require_writable(path: Path) -> None:
+    """Notices a place that cannot be written before the work and not after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written")
+
+
+def chosen_workloads(options: Namespace) -> Iterator[Any]:
+    defaults = SMOKE_SHAPES if options.smoke else SHAPES
+    shapes = options.shapes or [shape for suite in options.suites for shape in defaults[suite]]
+    model = model_directory(options.model) if "encoder" in options.suites else None
+    for shape in shapes:
+        if (suite := suite_of(shape)) == "operator":
+            yield attention_workload(shape)
+        elif suite == "decode":
+            for dtype in options.caches:
+                for queries in options.queries:
+                    yield decode.decode_workload(shape, queries, dtype)
+        elif model is not None:
+            yield encoder_workload(shape, model)
+
+
+def warn(facts: dict[str, Any]) -> None:
+    load = facts["load_average"]
+    if load is not None and load > 0.5:
+        print(f"warning: something else runs here (load average {load:.1f})", file=sys.stderr)
+    if core := os.environ.get("OPENBLAS_CORETYPE"):
+        print(f"warning: OPENBLAS_CORETYPE={core} may slow NumPy down; unset it", file=sys.stderr)
+
+
+def limits(document: dict[str, Any], threads: int) -> str:
+    """Measures what the machine itself can do with so many threads."""
+    bandwidth = machine.read_bandwidth(threads)
+    peak = machine.peak_gflops(threads)
+    document["machine"].setdefault("limits", {})[str(threads)] = {
+        "peak_gflops": peak,
+        "read_gigabytes_per_second": bandwidth,
+    }
+    return f"{threads} thread(s): FMA peak {peak:.1f} GFLOP/s, read bandwidth {bandwidth:.1f} GB/s"
+
+
+def run_suite(
+    suite: str, workloads: list[Any], threads: int, options: Namespace, results: list[report.Result]
+) -> None:
+    names = [name for name in CONTENDERS[suite] if name == report.OURS or name in options.vs]
+    if workloads:
+        print(report.header(suite, threads, names))
+    for workload in workloads:
+        result = measure(workload, names, threads, options)
+        results.append(result)
+        print(report.row(result, names), flush=True)
+        for name in LARGE:  # the arrays of all shapes together would fill memory
+            vars(workload).pop(name, None)
+
+
+def measure(workload: Any, names: list[str], threads: int, options: Namespace) -> report.Result:
+    """One row: verify and choose, then time between two measurements of the limit."""
+    choices: dict[str, Choice] = {}
+    absent: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            variants = CONTENDERS[workload.kind][name](workload, threads)
+            choices[name] = choose(variants, workload, options.min_time)
+        except ImportError as error:
+            absent[name] = str(error)
+        except decode.UnsupportedError:
+            continue
+        except WrongResultError as error:
+            refused[name] = str(error)
+    before = steady_limit(workload.kind, threads)
+    seconds = interleave(choices, options.rounds, options.min_time)
+    after = steady_limit(workload.kind, threads)
+    result = {
+        "kind": workload.kind,
+        "shape": workload.name,
+        "threads": threads,
+        "flops": workload.flops,
+        "tolerance": workload.tolerance,
+        report.limit_of(workload.kind).measured: [before, after],
+        "contenders": {name: describe(choices[name]) | summarize(seconds[name]) for name in choices},
+        "absent": absent,
+        "refused": refused,
+    }
+    if workload.kind == "decode":
+        result |= {name: getattr(workload, name) for name in ("queries", "dtype", "bytes", "copies")}
+    return report.compare(result)
+
+
+def describe(choice: Choice) -> dict[str, Any]:
+    return {"variant": choice.variant, "max_error": choice.error, "rejected_variants": choice.rejected}
+
+
+def steady_limit(kind: str, threads: int) -> float:
+    wait_until_idle()
+    limit = machine.read_bandwidth if report.limit_of(kind) is report.READ else machine.peak_gflops
+    return limit(threads)
+
+
+def write(document: dict[str, Any], options: Namespace) -> None:
+    if options.json:
+        report.write_json(document, options.json)
+    if options.plot and any(result["contenders"] for result in document["results"]):
+        from selfattn.bench.plot import plot
+
+        plot(document, options.plot)
