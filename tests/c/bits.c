@@ -233,6 +233,29 @@ static void norm(ptrdiff_t rows, ptrdiff_t width, int rms)
     free(x), free(weight), free(bias), free(y);
 }
 
+/* The gradients of norms, activations and gates, and sums over rows. */
+static void layer_gradients(ptrdiff_t rows, ptrdiff_t width)
+{
+    ptrdiff_t n = rows * width;
+    float *x = floats(n), *up = floats(n), *grad_y = floats(n), *weight = floats(width);
+    float *grad_x = room(n), *grad_up = room(n), *grad_weight = room(width), *grad_bias = room(width);
+    for (int rms = 0; rms < 2; ++rms) {
+        struct sa_norm_backward args = {grad_y, x, weight, grad_x, grad_weight, grad_bias, rows, width, 1e-5, rms};
+        if (sa_norm_backward_run(kernels, &args, 2) != 0) exit(4);
+        report("norm_backward", (ptrdiff_t[]){rows, width, rms}, 3,
+               hash(grad_weight, width, hash(grad_bias, width, hash(grad_x, n, HASH_START))));
+    }
+    for (int activation = SA_GELU; activation <= SA_SILU; ++activation) {
+        struct sa_activation_backward args = {grad_y, x, up, grad_x, grad_up, n, (enum sa_activation)activation};
+        if (sa_activation_backward_run(kernels, &args, 2) != 0) exit(4);
+        report("activation_backward", (ptrdiff_t[]){activation, rows, width}, 3,
+               hash(grad_up, n, hash(grad_x, n, HASH_START)));
+    }
+    if (sa_sum_rows_run(kernels, x, rows, width, grad_weight, 2) != 0) exit(4);
+    report("sum_rows", (ptrdiff_t[]){rows, width}, 2, hash(grad_weight, width, HASH_START));
+    free(x), free(up), free(grad_y), free(weight), free(grad_x), free(grad_up), free(grad_weight), free(grad_bias);
+}
+
 static void elementwise(enum sa_activation activation, ptrdiff_t rows, ptrdiff_t width)
 {
     float *x = floats(2 * rows * width), *y = floats(rows * width);
@@ -341,7 +364,9 @@ static void all_layers(void)
             }
             norm(sizes[r], sizes[w], 0);
             norm(sizes[r], sizes[w], 1);
+            layer_gradients(sizes[r], sizes[w]);
         }
+    layer_gradients(150, 40); /* more rows than a chunk */
 }
 
 int main(int argc, char **argv)
