@@ -179,7 +179,9 @@ int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention
     ptrdiff_t tasks = (result == SA_COLUMN_SUMS ? job.spans : job.tiles) * a->items * a->num_kv_heads;
     if (first_task) tasks = first_task[a->items];
     double multiply_adds = scores * (double)a->num_heads * (double)(a->head_dim + a->value_dim);
-    int status = sa_parallel_for(tasks, task, &job, worthwhile_threads(multiply_adds, num_threads));
+    int status = SA_OK;
+    if (tasks > 0 && !sa_workspace(job.workspace)) status = SA_NO_MEMORY; /* before anything is written */
+    if (!status) status = sa_parallel_for(tasks, task, &job, worthwhile_threads(multiply_adds, num_threads));
     free(first_task);
     return status;
 }

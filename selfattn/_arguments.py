@@ -50,6 +50,7 @@ Sizes = tuple[int, int, int, int, int, int]  # num_heads, num_kv_heads, q_len, k
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
 _ACCEPTED = "float32, float64, float16 or bfloat16"
+_SHORT = 5e8  # multiply-adds: some ten milliseconds
 _ENDLESS = 1 << 40  # a window wider than any array is an open one
 
 
@@ -312,10 +313,17 @@ def _require_finite(name: str, x: npt.NDArray[np.float64], computed_in: np.dtype
 # ---- the output ----
 
 
-def target(out: AnyArray | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A fresh array to compute into; ValueError or TypeError unless `out` can take the result afterwards.
+def target(
+    out: AnyArray | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    inputs: tuple[Array | None, ...] = (),
+    work: float = math.inf,
+) -> Array:
+    """The array to compute into; ValueError or TypeError unless `out` can take the result.
 
-    Never `out` itself: it may be an input, and an error or Ctrl-C half way must leave it as it was.
+    It is `out` itself only if no input lies there and the call is so short (`work`, multiply-adds) that it
+    need not listen for Ctrl-C; otherwise a fresh array: an error half way must leave `out` as it was.
     """
     if out is not None:
         there = _writable(out)
@@ -327,12 +335,15 @@ def target(out: AnyArray | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -
             raise ValueError("out is read-only; pass a writable array, or none")
         if _overlaps_itself(there):
             raise ValueError(f"out has strides {there.strides} for shape {shape}: its elements share memory")
+        overlaps = any(array is not None and np.may_share_memory(there, array) for array in inputs)
+        if there is out and there.dtype == dtype and work <= _SHORT and not overlaps:
+            return there
     return np.empty(shape, dtype)
 
 
 def finish(result: Array, out: AnyArray | None) -> Any:
     """What the caller gets: the result, or `out` after the result went into it."""
-    if out is None:
+    if out is None or result is out:
         return result
     np.copyto(_writable(out), result)
     return out

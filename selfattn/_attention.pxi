@@ -95,14 +95,16 @@ cdef int set_call(sa_attention *args, query, key, tuple leading, tuple sizes, do
 def attention(query not None, key not None, value, out, lse, mask, bias, tuple leading, tuple sizes, double scale,
               str causal, int num_threads, *, str what="attention", window=None, double softcap=0.0, alibi_slopes=None,
               sinks=None, kv_lengths=None, positions=None, cu_seqlens_q=None, cu_seqlens_kv=None, block_tables=None,
-              key_scale=None, value_scale=None, bint bfloat16=False, double dropout=0.0, uint64_t seed=0):
+              key_scale=None, value_scale=None, bint bfloat16=False, double dropout=0.0, uint64_t seed=0,
+              bint uninterrupted=False):
     """One call of the operator on native arrays of any strides; selfattn.attention says what the arguments mean.
 
     sizes = (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim). `what` is "attention", "weights" (out is
     (..., num_heads, q_len, kv_len)) or "column_sums" (out is float64 (..., num_heads, kv_len) and zero, lse is what
     "row_statistics" wrote there, (..., num_heads, q_len, 2); both C-contiguous). Packed arrays are
     (heads, tokens, dim); pages are (num_pages, heads, page_size, dim). Lengths, positions, cu_seqlens and
-    block_tables are int64, slopes and sinks float64, all C-contiguous.
+    block_tables are int64, slopes and sinks float64, all C-contiguous. An uninterrupted call does not listen for
+    Ctrl-C, and goes on with one thread where others find no memory: it fails before it writes, or not at all.
     """
     cdef sa_attention args
     cdef Views views
@@ -129,10 +131,20 @@ def attention(query not None, key not None, value, out, lse, mask, bias, tuple l
         take(&views, &args.key_scale, key_scale, 0, axes)
         take(&views, &args.value_scale, value_scale, 0, axes)
         with nogil:
-            status = sa_attention_run(sa_active(), &args, result, num_threads)
+            status = run_uninterrupted(&args, num_threads) if uninterrupted else sa_attention_run(
+                sa_active(), &args, result, num_threads)
     finally:
         release(&views)
     raise_status(status)
+
+
+cdef int run_uninterrupted(const sa_attention *args, int num_threads) noexcept nogil:
+    hold_poll(True)
+    cdef int status = sa_attention_run(sa_active(), args, SA_ATTENTION, num_threads)
+    if status == SA_NO_MEMORY and num_threads > 1:
+        status = sa_attention_run(sa_active(), args, SA_ATTENTION, 1)
+    hold_poll(False)
+    return status
 
 
 def attention_backward(grad_out not None, query not None, key not None, value not None, out not None, lse not None,

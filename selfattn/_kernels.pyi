@@ -44,6 +44,7 @@ def attention(
     bfloat16: bool = False,
     dropout: float = 0.0,
     seed: int = 0,
+    uninterrupted: bool = False,
 ) -> None: ...
 def attention_backward(
     grad_out: Array,

@@ -50,9 +50,19 @@ MAX_LEADING = SA_MAX_LEADING
 # ---- the runtime ----
 
 
+cdef extern from *:
+    """
+    static _Thread_local int poll_held;
+    static void hold_poll(int hold) { poll_held = hold; }
+    static int poll_is_held(void) { return poll_held; }
+    """
+    void hold_poll(bint hold) noexcept nogil
+    bint poll_is_held() noexcept nogil
+
+
 cdef int _poll() noexcept with gil:
     """Non-zero, with the exception set, when a signal handler raised (Ctrl-C)."""
-    return PyErr_CheckSignals()
+    return 0 if poll_is_held() else PyErr_CheckSignals()
 
 
 sa_set_poll(<int (*)() noexcept nogil>_poll)

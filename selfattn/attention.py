@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -124,11 +125,26 @@ def attention(
     masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
     call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads, dropout, seed)
     shape = (*leading, sizes[0], sizes[2], sizes[5])
-    result = target(out, shape, query.dtype)
+    result = (
+        np.empty(shape, query.dtype) if out is None else _target(out, shape, (query, key, value), call, given)
+    )
     lse = np.empty(shape[:-1], arithmetic(query.dtype)) if return_lse else None
-    _kernels.attention(query, key, value, result, lse, *call, **given)
+    _kernels.attention(query, key, value, result, lse, *call, **given, uninterrupted=result is out)
     result = finish(result, out)
     return (result, lse) if return_lse else result
+
+
+def _target(
+    out: AnyArray,
+    shape: tuple[int, ...],
+    inputs: tuple[Array, Array, Array],
+    call: tuple[Any, ...],
+    given: dict[str, Any],
+) -> Array:
+    query, _, value = inputs
+    everything = (*inputs, call[0], call[1], given.get("alibi_slopes"), given.get("sinks"))
+    work = math.prod(shape) * value.shape[-2] * (query.shape[-1] / max(1, shape[-1]) + 1)  # multiply-adds
+    return target(out, shape, query.dtype, everything, work)
 
 
 def attention_weights(

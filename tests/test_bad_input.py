@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from arrays import qkv
 
 import selfattn
-from selfattn import _kernels
+from selfattn import _arguments, _kernels
 
 # one good call, (batch 2, heads 4 over 2, queries 5, keys 7, head_dim 8); each case spoils one argument of it
 LENGTHS = {"q_len": 5, "kv_len": 7}
@@ -261,10 +262,37 @@ def test_a_call_that_ends_half_way_leaves_out_untouched(good, monkeypatch, error
         raise error
 
     monkeypatch.setattr(_kernels, "attention", write_half)
+    monkeypatch.setattr(_arguments, "_SHORT", 0)  # no call is so short that it cannot be interrupted
     out = np.full((2, 4, 5, 8), 7, np.float32)
     with pytest.raises(error):
         selfattn.attention(**good, out=out)
     assert (out == 7).all()
+
+
+def test_ctrl_c_leaves_out_as_it_was_or_whole(rng):
+    """Short calls write into it at once and are not interrupted; the timer strikes everywhere in them."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    query, key, value = (rng.standard_normal((1, 8, 600, 64), dtype=np.float32) for _ in range(3))
+    expected = selfattn.attention(query, key, value)
+    struck = 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(40):
+            out = np.full_like(query, 7)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 + i * 2e-4)
+                selfattn.attention(query, key, value, out=out, num_threads=1 + i % 2)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                struck += 1
+            assert (out == 7).all() or (out == expected).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert struck
 
 
 def test_positional_options_are_refused(good):
