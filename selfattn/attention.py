@@ -89,8 +89,8 @@ def attention(
         softcap: c > 0 makes each scaled score s into c * tanh(s / c) ("Gemma 2", Google, 2024, section 2).
         alibi_slopes: (num_heads,) finite numbers: slope * |distance| is subtracted from the score of a key at
             that distance from the query's position ("Train Short, Test Long", Press et al., 2022).
-        sinks: (num_heads,) numbers: a logit beside the scores, which takes its share of the softmax and adds
-            no value ("gpt-oss-120b & gpt-oss-20b Model Card", OpenAI, 2025).
+        sinks: (num_heads,) numbers, finite or -inf: a logit beside the scores, which takes its share of the
+            softmax and adds no value ("gpt-oss-120b & gpt-oss-20b Model Card", OpenAI, 2025).
         dropout: the share of weights, at least 0 and less than 1, that are 0 on their way to the values; the
             others are divided by 1 - dropout. For training: `attention_backward` takes the same two.
         seed: an integer from 0 to 2**64 - 1, with dropout: it and the position of a weight (leading index,
