@@ -239,7 +239,8 @@ def test_a_package_that_is_not_installed(
         tensors.update({name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()})
 
     change_tensors(directory, narrow)
-    monkeypatch.setitem(sys.modules, package, None)
+    for module in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, module, None)  # its parts too: another test may have imported them
     name = "owner/model" if package == "huggingface_hub" else directory
     with pytest.raises(ImportError, match=rf"need the package '{package}': pip install 'selfattn\[text\]'"):
         TextEncoder.from_pretrained(name).encode("cat", show_progress_bar=True)
