@@ -32,7 +32,7 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
                        struct scaling scaling, ptrdiff_t key0, struct block *b)
 {
     b->first = larger(key0, p->min_first / TERMS * TERMS); /* the same keys are always one step */
-    b->last = smaller(key0 + b->size, p->max_last);
+    b->last = smaller(key0 + SA_KEY_BLOCK, p->max_last);
     b->biased = load_bias(a, t, p->row0, p->rows, p->nv, &b->first, &b->last, b->bias);
     if (b->first >= b->last || b->biased == ALL_MASKED) return 0;
     b->ranged = b->first < p->max_first || b->last > p->min_last;
@@ -194,7 +194,6 @@ static size_t attention_workspace(const struct sa_attention *a)
 /* Lays the block's buffers out in the workspace; returns what follows them. */
 static real *set_block(const struct sa_attention *a, const struct sa_tile *t, real *memory, struct block *b)
 {
-    b->size = SA_KEY_BLOCK;
     b->capped = NULL;
     b->scores = memory;
     b->bias = memory += panel_numbers(SA_KEY_BLOCK);
@@ -224,6 +223,16 @@ static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
                 __builtin_prefetch(out_row(a, t, t->row0 + i) + d * a->out.col, 1, 2);
 }
 
+/* The rows of a tile from the row-th on: as many as the panel takes, and what each may see. */
+static void begin_panel(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row, struct lanes *p)
+{
+    p->row0 = t->row0 + row;
+    p->rows = smaller(PANEL_LANES, t->rows - row);
+    p->nv = (int)((p->rows + LANES - 1) / LANES);
+    p->width = p->nv * LANES;
+    set_ranges(a, t, p);
+}
+
 /* Splits the rows of a tile into panels; returns how many. */
 static int set_panels(const struct sa_attention *a, const struct sa_tile *t, real *memory, real scale,
                       struct lanes panels[MAX_PANELS])
@@ -232,17 +241,13 @@ static int set_panels(const struct sa_attention *a, const struct sa_tile *t, rea
     fetch_rows(a, t);
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES, ++count) {
         struct lanes *p = &panels[count];
-        p->row0 = t->row0 + row;
-        p->rows = smaller(PANEL_LANES, t->rows - row);
-        p->nv = (int)((p->rows + LANES - 1) / LANES);
-        p->width = p->nv * LANES;
+        begin_panel(a, t, row, p);
         p->query = memory;
         memory += panel_numbers(a->head_dim);
         p->span.outputs = t->value ? memory : NULL;
         p->total.outputs = t->value ? memory + panel_numbers(a->value_dim) : NULL;
         memory += 2 * panel_numbers(a->value_dim);
         begin_state(p, &p->total);
-        set_ranges(a, t, p);
         load_panel(a, &a->query, t->query, a->head_dim, p, scale, p->query);
     }
     return count;

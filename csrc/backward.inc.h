@@ -108,15 +108,11 @@ static void set_gradient_panels(const struct sa_attention *a, const struct sa_ti
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES, ++w->count) {
         struct gradient_lanes *g = &w->panels[w->count];
         struct lanes *p = &g->lanes;
-        p->row0 = t->row0 + row;
-        p->rows = smaller(PANEL_LANES, t->rows - row);
-        p->nv = (int)((p->rows + LANES - 1) / LANES);
-        p->width = p->nv * LANES;
+        begin_panel(a, t, row, p);
         p->query = memory, memory += panel_numbers(a->head_dim);
         g->grad_query = memory, memory += panel_numbers(a->head_dim);
         g->grad_out = memory, memory += panel_numbers(a->value_dim);
         g->empty = 1;
-        set_ranges(a, t, p);
         load_panel(a, &a->query, t->query, a->head_dim, p, scaling.query, p->query);
         load_panel(a, &a->grad_out, t->grad_out, a->value_dim, p, (real)1.0, g->grad_out);
         load_row_sums(a, t, scaling.natural ? (real)1.0 : scaling.units, g);

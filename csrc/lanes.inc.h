@@ -49,7 +49,6 @@ enum biased {
 
 struct block {
     ptrdiff_t first, last; /* the keys of the block that some lane may see */
-    ptrdiff_t size;        /* of a whole block */
     real *scores, *bias;   /* keys x width, */
     ptrdiff_t stride;      /* scores: from key to key */
     real *capped;          /* NULL, or where the capped scores are kept */
@@ -189,10 +188,9 @@ static void store_lse(const struct sa_attention *a, const struct sa_tile *t, con
 {
     ptrdiff_t group = a->num_heads / a->num_kv_heads;
     for (ptrdiff_t i = 0; i < p->rows; ++i) {
-        ptrdiff_t row = p->row0 + i;
         double sum = (double)p->total.sum[i];
         double max = t->sinks ? (double)p->sink_max[i] : (double)p->total.max[i] * (s.natural ? 1.0 : (double)s.units);
         double lse = sum == 0.0 ? -(double)INFINITY : max + natural_log(sum);
-        *(scalar_any *)(t->lse + row / group * a->lse.row + row % group * a->lse.head) = (real)lse;
+        *(scalar_any *)row_of(&a->lse, t->lse, group, p->row0 + i) = (real)lse;
     }
 }

@@ -4,15 +4,6 @@
 
 #include <stdlib.h>
 
-struct attention_job {
-    const struct sa_kernels *kernels;
-    const struct sa_attention *args;
-    ptrdiff_t tiles, spans;      /* of one head of one item */
-    const ptrdiff_t *first_task; /* packed: of item i, and the number of tasks in the end; otherwise NULL */
-    size_t workspace;
-    int (*compute)(const struct sa_attention *, const struct sa_tile *, void *);
-};
-
 static ptrdiff_t leading_offset(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t item)
 {
     ptrdiff_t offset = 0;
@@ -28,12 +19,12 @@ static char *item_head(const struct sa_attention *a, const struct sa_array *arra
     return array->data ? array->data + leading_offset(a, array, item) + head * array->head : NULL;
 }
 
-/* Packed: there are no leading dimensions, an item is a range of rows. Returns how many keys it has. */
 static void move_rows(char **data, const struct sa_array *array, ptrdiff_t rows)
 {
     if (*data) *data += rows * array->row;
 }
 
+/* Packed: there are no leading dimensions, an item is a range of rows. Returns how many keys it has. */
 static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct sa_tile *t)
 {
     ptrdiff_t query = (ptrdiff_t)a->cu_seqlens_q[item], key = (ptrdiff_t)a->cu_seqlens_kv[item];
@@ -91,13 +82,45 @@ static struct sa_tile tile_of(const struct sa_attention *a, ptrdiff_t item, ptrd
     return t;
 }
 
-/* The item whose tasks `index` is among. */
-static ptrdiff_t packed_item(const struct attention_job *job, ptrdiff_t index)
+/* All tiles of a call, in the order in which they are begun. */
+struct tiles {
+    ptrdiff_t count, per_head; /* per_head: dense, or of the longest sequence */
+    ptrdiff_t *first;          /* packed: the first tile of item i, and the count in the end; otherwise NULL */
+    double scores;             /* of one head of all items */
+};
+
+static ptrdiff_t tiles_of(const struct sa_attention *a, ptrdiff_t q_len)
 {
-    ptrdiff_t low = 0, high = job->args->items; /* first_task[low] <= index < first_task[high] */
+    return task_count(q_len * (a->num_heads / a->num_kv_heads), SA_TASK_ROWS);
+}
+
+/* SA_OK, and the caller frees first; or SA_NO_MEMORY. */
+static int plan_tiles(const struct sa_attention *a, struct tiles *tiles)
+{
+    ptrdiff_t per_head = tiles_of(a, a->q_len);
+    *tiles = (struct tiles){per_head * a->items * a->num_kv_heads, per_head, NULL,
+                            (double)a->items * (double)a->q_len * (double)a->kv_len};
+    if (!a->cu_seqlens_q) return SA_OK;
+    tiles->count = 0, tiles->scores = 0.0; /* sequences differ in length, and so in the number of their tiles */
+    tiles->first = malloc((size_t)(a->items + 1) * sizeof *tiles->first);
+    if (!tiles->first) return SA_NO_MEMORY;
+    for (ptrdiff_t i = 0; i < a->items; ++i) {
+        ptrdiff_t q_len = (ptrdiff_t)(a->cu_seqlens_q[i + 1] - a->cu_seqlens_q[i]);
+        tiles->first[i] = tiles->count;
+        tiles->count += tiles_of(a, q_len) * a->num_kv_heads;
+        tiles->scores += (double)q_len * (double)(a->cu_seqlens_kv[i + 1] - a->cu_seqlens_kv[i]);
+    }
+    tiles->first[a->items] = tiles->count;
+    return SA_OK;
+}
+
+/* The item that a tile of a packed batch belongs to. */
+static ptrdiff_t packed_item(const struct sa_attention *a, const struct tiles *tiles, ptrdiff_t index)
+{
+    ptrdiff_t low = 0, high = a->items; /* first[low] <= index < first[high] */
     while (high - low > 1) {
         ptrdiff_t middle = low + (high - low) / 2;
-        if (job->first_task[middle] <= index)
+        if (tiles->first[middle] <= index)
             low = middle;
         else
             high = middle;
@@ -105,25 +128,45 @@ static ptrdiff_t packed_item(const struct attention_job *job, ptrdiff_t index)
     return low;
 }
 
-/* Tasks go head by head, so that keys and values stay in the cache, and begin with a head's last tile: under a causal
- * mask that is the one with the most keys, and what remains at the very end is short. */
+/* Tiles go head by head, so that keys and values stay in the cache, and begin with a head's last: under a causal mask
+ * that is the one with the most keys, and what remains at the very end is short. */
+static struct sa_tile tile_at(const struct sa_attention *a, const struct tiles *tiles, ptrdiff_t index)
+{
+    ptrdiff_t item, rest, per_head = tiles->per_head;
+    if (tiles->first) {
+        item = packed_item(a, tiles, index);
+        rest = index - tiles->first[item];
+        per_head = (tiles->first[item + 1] - tiles->first[item]) / a->num_kv_heads;
+    } else {
+        item = index / (per_head * a->num_kv_heads);
+        rest = index % (per_head * a->num_kv_heads);
+    }
+    return tile_of(a, item, rest / per_head, per_head - 1 - rest % per_head);
+}
+
+struct attention_job {
+    const struct sa_kernels *kernels;
+    const struct sa_attention *args;
+    struct tiles tiles;
+    ptrdiff_t spans; /* of the keys of one item */
+    size_t workspace;
+    int (*compute)(const struct sa_attention *, const struct sa_tile *, void *); /* forward */
+};
+
+static double multiply_adds(const struct attention_job *job)
+{
+    const struct sa_attention *a = job->args;
+    return job->tiles.scores * (double)a->num_heads * (double)(a->head_dim + a->value_dim);
+}
+
+/* ---- forward ---- */
+
 static int attention_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;
-    const struct sa_attention *a = job->args;
-    ptrdiff_t tiles, item, rest;
-    if (job->first_task) {
-        item = packed_item(job, index);
-        rest = index - job->first_task[item];
-        tiles = (job->first_task[item + 1] - job->first_task[item]) / a->num_kv_heads;
-    } else {
-        tiles = job->tiles;
-        item = index / (tiles * a->num_kv_heads);
-        rest = index % (tiles * a->num_kv_heads);
-    }
-    struct sa_tile t = tile_of(a, item, rest / tiles, tiles - 1 - rest % tiles);
+    struct sa_tile t = tile_at(job->args, &job->tiles, index);
     void *workspace = sa_workspace(job->workspace);
-    return workspace ? job->compute(a, &t, workspace) : SA_NO_MEMORY;
+    return workspace ? job->compute(job->args, &t, workspace) : SA_NO_MEMORY;
 }
 
 /* The columns of one span of keys: all the queries' rows, one tile after the other. */
@@ -134,25 +177,11 @@ static int column_sums_task(void *context, ptrdiff_t index)
     ptrdiff_t head = index / job->spans, span = index % job->spans;
     void *workspace = sa_workspace(job->workspace);
     int status = workspace ? SA_OK : SA_NO_MEMORY;
-    for (ptrdiff_t tile = 0; tile < job->tiles && !status; ++tile) {
+    for (ptrdiff_t tile = 0; tile < job->tiles.per_head && !status; ++tile) {
         struct sa_tile t = tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tile);
         status = job->kernels->column_sums(a, &t, span * SA_KEY_SPAN, workspace);
     }
     return status;
-}
-
-/* Sequences differ in length, and so in the number of their tasks. `first_task` has room for items + 1. */
-static double plan_packed(const struct sa_attention *a, ptrdiff_t *first_task)
-{
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    double scores = 0.0;
-    first_task[0] = 0;
-    for (ptrdiff_t i = 0; i < a->items; ++i) {
-        ptrdiff_t q_len = (ptrdiff_t)(a->cu_seqlens_q[i + 1] - a->cu_seqlens_q[i]);
-        first_task[i + 1] = first_task[i] + task_count(q_len * group, SA_TASK_ROWS) * a->num_kv_heads;
-        scores += (double)q_len * (double)(a->cu_seqlens_kv[i + 1] - a->cu_seqlens_kv[i]);
-    }
-    return scores;
 }
 
 int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention *a, enum sa_result result,
@@ -160,54 +189,42 @@ int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention
 {
     if (a->dtype == SA_FLOAT64) kernels = kernels->float64;
     if (a->bfloat16 && kernels->bfloat16 && kernels->bfloat16->runs_here()) kernels = kernels->bfloat16;
-    ptrdiff_t *first_task = a->cu_seqlens_q ? malloc((size_t)(a->items + 1) * sizeof *first_task) : NULL;
-    if (a->cu_seqlens_q && !first_task) return SA_NO_MEMORY;
     struct attention_job job = {
         .kernels = kernels,
         .args = a,
-        .tiles = task_count(a->q_len * (a->num_heads / a->num_kv_heads), SA_TASK_ROWS),
         .spans = task_count(a->kv_len, SA_KEY_SPAN),
-        .first_task = first_task,
         .workspace = kernels->attention_workspace(a),
         .compute = result == SA_WEIGHTS          ? kernels->attention_weights
                    : result == SA_ROW_STATISTICS ? kernels->row_statistics
                                                  : kernels->attention,
     };
-    sa_task task = result == SA_COLUMN_SUMS ? column_sums_task : attention_task;
-    double scores = (double)a->items * (double)a->q_len * (double)a->kv_len; /* of one head */
-    if (first_task) scores = plan_packed(a, first_task);
-    ptrdiff_t tasks = (result == SA_COLUMN_SUMS ? job.spans : job.tiles) * a->items * a->num_kv_heads;
-    if (first_task) tasks = first_task[a->items];
-    double multiply_adds = scores * (double)a->num_heads * (double)(a->head_dim + a->value_dim);
-    int status = SA_OK;
-    if (tasks > 0 && !sa_workspace(job.workspace)) status = SA_NO_MEMORY; /* before anything is written */
-    if (!status) status = sa_parallel_for(tasks, task, &job, worthwhile_threads(multiply_adds, num_threads));
-    free(first_task);
+    int status = plan_tiles(a, &job.tiles), by_columns = result == SA_COLUMN_SUMS;
+    ptrdiff_t tasks = by_columns ? job.spans * a->items * a->num_kv_heads : job.tiles.count;
+    if (!status && tasks > 0 && !sa_workspace(job.workspace)) status = SA_NO_MEMORY; /* before anything is written */
+    if (!status)
+        status = sa_parallel_for(tasks, by_columns ? column_sums_task : attention_task, &job,
+                                 worthwhile_threads(multiply_adds(&job), num_threads));
+    free(job.tiles.first);
     return status;
 }
 
 /* ---- backward ---- */
 
+enum part { OWN_ROWS, KEYS, BOTH }; /* of the gradients: the queries' and their heads'; the keys' and values' */
 enum { ALL_KEYS = -1 };
 
-struct backward_job {
-    const struct sa_kernels *kernels;
-    const struct sa_attention *args;
-    ptrdiff_t spans; /* of the longest item */
-    size_t workspace;
-};
-
-/* A tile's part in the gradients; `keys`: of its own rows only (0), of keys and values only (1), of both (2). */
-static int backward_tile(const struct backward_job *job, struct sa_tile t, int keys, ptrdiff_t span, void *workspace)
+/* A tile's part in the gradients. */
+static int backward_tile(const struct attention_job *job, struct sa_tile t, enum part part, ptrdiff_t span,
+                         void *workspace)
 {
-    if (keys == 0) t.grad_key = t.grad_value = NULL;
-    if (keys == 1) t.grad_query = t.grad_sinks = t.grad_alibi = NULL;
+    if (part == OWN_ROWS) t.grad_key = t.grad_value = NULL;
+    if (part == KEYS) t.grad_query = t.grad_sinks = t.grad_alibi = NULL;
     ptrdiff_t first = span == ALL_KEYS ? 0 : span * SA_KEY_SPAN, last = first + SA_KEY_SPAN;
     return job->kernels->attention_backward(job->args, &t, first, span == ALL_KEYS ? PTRDIFF_MAX : last, workspace);
 }
 
 /* All tiles of a head, in order. */
-static int backward_tiles(const struct backward_job *job, ptrdiff_t head_index, int keys, ptrdiff_t span)
+static int backward_tiles(const struct attention_job *job, ptrdiff_t head_index, enum part part, ptrdiff_t span)
 {
     const struct sa_attention *a = job->args;
     ptrdiff_t item = head_index / a->num_kv_heads, kv_head = head_index % a->num_kv_heads;
@@ -216,32 +233,28 @@ static int backward_tiles(const struct backward_job *job, ptrdiff_t head_index, 
     for (ptrdiff_t tile = 0; !status; ++tile) {
         struct sa_tile t = tile_of(a, item, kv_head, tile);
         if (t.rows <= 0) break;
-        status = backward_tile(job, t, keys, span, workspace);
+        status = backward_tile(job, t, part, span, workspace);
     }
     return status;
 }
 
 static int backward_head_task(void *context, ptrdiff_t index)
 {
-    return backward_tiles(context, index, 2, ALL_KEYS);
+    return backward_tiles(context, index, BOTH, ALL_KEYS);
 }
 
 static int backward_keys_task(void *context, ptrdiff_t index)
 {
-    const struct backward_job *job = context;
-    return backward_tiles(job, index / job->spans, 1, index % job->spans);
+    const struct attention_job *job = context;
+    return backward_tiles(job, index / job->spans, KEYS, index % job->spans);
 }
 
-/* A tile of the longest item's; shorter ones have fewer. */
 static int backward_rows_task(void *context, ptrdiff_t index)
 {
-    const struct backward_job *job = context;
-    const struct sa_attention *a = job->args;
-    ptrdiff_t tiles = task_count(a->q_len * (a->num_heads / a->num_kv_heads), SA_TASK_ROWS), head = index / tiles;
-    struct sa_tile t = tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tiles - 1 - index % tiles);
-    if (t.rows <= 0) return SA_OK;
+    const struct attention_job *job = context;
     void *workspace = sa_workspace(job->workspace);
-    return workspace ? backward_tile(job, t, 0, ALL_KEYS, workspace) : SA_NO_MEMORY;
+    if (!workspace) return SA_NO_MEMORY;
+    return backward_tile(job, tile_at(job->args, &job->tiles, index), OWN_ROWS, ALL_KEYS, workspace);
 }
 
 /* Is the item the one of this number among those that have a bias of their own? */
@@ -260,10 +273,10 @@ static int own_item(const struct sa_attention *a, const struct sa_array *bias, p
 /* One task for each of the bias' own dimensions; what it is broadcast over is summed in order within the task. */
 static int backward_bias_task(void *context, ptrdiff_t index)
 {
-    const struct backward_job *job = context;
+    const struct attention_job *job = context;
     const struct sa_attention *a = job->args;
     const struct sa_array *bias = &a->grad_bias;
-    ptrdiff_t tiles = task_count(a->q_len * (a->num_heads / a->num_kv_heads), SA_TASK_ROWS);
+    ptrdiff_t tiles = job->tiles.per_head; /* packed batches have no such gradient */
     ptrdiff_t own_tile = bias->row ? index % tiles : -1, rest = bias->row ? index / tiles : index;
     ptrdiff_t own_head = bias->head ? rest % a->num_kv_heads : -1;
     rest = bias->head ? rest / a->num_kv_heads : rest;
@@ -277,7 +290,7 @@ static int backward_bias_task(void *context, ptrdiff_t index)
                 struct sa_tile t = tile_of(a, item, head, tile);
                 t.grad_query = t.grad_key = t.grad_value = t.grad_sinks = t.grad_alibi = NULL;
                 t.grad_bias = item_head(a, bias, item, head * (a->num_heads / a->num_kv_heads));
-                status = backward_tile(job, t, 0, ALL_KEYS, workspace);
+                status = backward_tile(job, t, OWN_ROWS, ALL_KEYS, workspace);
             }
     }
     return status;
@@ -285,11 +298,11 @@ static int backward_bias_task(void *context, ptrdiff_t index)
 
 static ptrdiff_t bias_tasks(const struct sa_attention *a)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads, tasks = 1;
+    ptrdiff_t tasks = 1;
     for (int d = 0; d < a->num_leading; ++d)
         if (a->grad_bias.leading[d]) tasks *= a->leading_shape[d];
     if (a->grad_bias.head) tasks *= a->num_kv_heads;
-    if (a->grad_bias.row) tasks *= task_count(a->q_len * group, SA_TASK_ROWS);
+    if (a->grad_bias.row) tasks *= tiles_of(a, a->q_len);
     return tasks;
 }
 
@@ -298,20 +311,24 @@ static ptrdiff_t bias_tasks(const struct sa_attention *a)
 int sa_attention_backward_run(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     if (a->dtype == SA_FLOAT64) kernels = kernels->float64;
-    struct backward_job job = {kernels, a, task_count(a->kv_len, SA_KEY_SPAN), kernels->backward_workspace(a)};
-    ptrdiff_t heads = a->items * a->num_kv_heads, group = a->num_heads / a->num_kv_heads;
-    double multiply_adds = 2.5 * (double)a->items * (double)a->num_heads * (double)a->q_len * (double)a->kv_len;
-    num_threads = worthwhile_threads(multiply_adds * (double)(a->head_dim + a->value_dim), num_threads);
+    struct attention_job job = {
+        .kernels = kernels,
+        .args = a,
+        .spans = task_count(a->kv_len, SA_KEY_SPAN),
+        .workspace = kernels->backward_workspace(a),
+    };
+    int status = plan_tiles(a, &job.tiles);
+    ptrdiff_t heads = a->items * a->num_kv_heads;
+    num_threads = worthwhile_threads(2.5 * multiply_adds(&job), num_threads);
     int by_rows = a->grad_query.data || a->grad_sinks.data || a->grad_alibi.data, by_keys = a->grad_key.data != NULL;
     double rounds = (double)task_count(heads, num_threads), share = (double)heads / num_threads;
-    int status = SA_OK;
     if (by_rows && by_keys && 5.0 * rounds <= 7.0 * share) {
-        status = sa_parallel_for(heads, backward_head_task, &job, num_threads);
+        if (!status) status = sa_parallel_for(heads, backward_head_task, &job, num_threads);
     } else {
-        ptrdiff_t tiles = task_count(a->q_len * group, SA_TASK_ROWS);
-        if (by_rows) status = sa_parallel_for(tiles * heads, backward_rows_task, &job, num_threads);
+        if (by_rows && !status) status = sa_parallel_for(job.tiles.count, backward_rows_task, &job, num_threads);
         if (by_keys && !status) status = sa_parallel_for(job.spans * heads, backward_keys_task, &job, num_threads);
     }
     if (a->grad_bias.data && !status) status = sa_parallel_for(bias_tasks(a), backward_bias_task, &job, num_threads);
+    free(job.tiles.first);
     return status;
 }

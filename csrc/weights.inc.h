@@ -42,6 +42,17 @@ static void weigh(const struct lanes *p, const struct block *b, real c)
     }
 }
 
+/* The weights of the block that begins at `key`, in the place of its scores. Returns 0 if no lane sees a key of it. */
+static int weigh_block(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
+                       struct scaling scaling, ptrdiff_t key, struct block *b)
+{
+    begin_block(b, larger(key, p->min_first), smaller(key + SA_KEY_BLOCK, p->max_last));
+    b->stride = p->width;
+    if (!score_block(a, t, p, scaling, key, b)) return 0;
+    weigh(p, b, scaling.c);
+    return 1;
+}
+
 static int attention_weights(const struct sa_attention *a, const struct sa_tile *t, void *workspace)
 {
     struct lanes panels[MAX_PANELS];
@@ -54,12 +65,7 @@ static int attention_weights(const struct sa_attention *a, const struct sa_tile 
         clear_rows(a, t, p);
         ptrdiff_t key = p->min_first / SA_KEY_BLOCK * SA_KEY_BLOCK;
         for (; key < p->max_last && !status; key += SA_KEY_BLOCK) {
-            begin_block(&b, larger(key, p->min_first), smaller(key + SA_KEY_BLOCK, p->max_last));
-            b.stride = p->width;
-            if (score_block(a, t, p, scaling, key, &b)) {
-                weigh(p, &b, scaling.c);
-                store_weights(a, t, p, &b);
-            }
+            if (weigh_block(a, t, p, scaling, key, &b)) store_weights(a, t, p, &b);
             status = sa_checkpoint();
         }
     }
@@ -70,8 +76,7 @@ static int attention_weights(const struct sa_attention *a, const struct sa_tile 
 
 static real *statistics_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    return (real *)(t->lse + row / group * a->lse.row + row % group * a->lse.head);
+    return (real *)row_of(&a->lse, t->lse, a->num_heads / a->num_kv_heads, row);
 }
 
 /* What weigh() needs to know of a row, found by a pass over all its keys: written for the tasks that share the row. */
@@ -127,13 +132,8 @@ static int column_sums(const struct sa_attention *a, const struct sa_tile *t, pt
             p->inverse[lane] = statistics[1];
         }
         ptrdiff_t key = larger(first_key, p->min_first / SA_KEY_BLOCK * SA_KEY_BLOCK);
-        for (; key < smaller(first_key + SA_KEY_SPAN, p->max_last); key += SA_KEY_BLOCK) {
-            begin_block(&b, larger(key, p->min_first), smaller(key + SA_KEY_BLOCK, p->max_last));
-            b.stride = p->width;
-            if (!score_block(a, t, p, scaling, key, &b)) continue;
-            weigh(p, &b, scaling.c);
-            add_columns(a, t, p, &b);
-        }
+        for (; key < smaller(first_key + SA_KEY_SPAN, p->max_last); key += SA_KEY_BLOCK)
+            if (weigh_block(a, t, p, scaling, key, &b)) add_columns(a, t, p, &b);
     }
     return sa_checkpoint();
 }
