@@ -127,6 +127,7 @@ def test_import_loads_numpy_and_nothing_else():
     process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     loaded = {module.partition(".")[0] for module in process.stdout.split()}
     assert "selfattn" in loaded
+    assert not {"selfattn.layers.gradients", "selfattn.functional"} & set(process.stdout.split())
     cython_runtime = {module for module in loaded if module.startswith(("_cython", "cython_runtime"))}
     assert not loaded - sys.stdlib_module_names - cython_runtime - {"selfattn", "numpy"}
 

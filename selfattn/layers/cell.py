@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfattn.layers import gradients
 from selfattn.layers.base import Array, Weights, as_causal, as_scale, initial_weight, same
 from selfattn.layers.heads import Heads
 from selfattn.layers.ragged import Ragged
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from selfattn.layers import gradients
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,6 +84,8 @@ class SelfAttentionCell(Heads):
         num_threads: int | None = None,
     ) -> tuple[Array, tuple[Ragged, gradients.SavedHeads]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
+        from selfattn.layers import gradients  # here: only those who learn need it
+
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
         how = {"causal": as_causal(causal), "scale": as_scale(scale)}
         y, saved = gradients.heads_forward(self, words.tokens, words.cu_seqlens, num_threads, **how)
@@ -96,6 +99,8 @@ class SelfAttentionCell(Heads):
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y (..., value_dim) -> (grad_x, 0 in the padding; the gradients of the weights by name)."""
+        from selfattn.layers import gradients  # here: only those who learn need it
+
         words, heads = saved
         rows = words.take(grad_y, self.value_dim)
         grad_x, grads = gradients.heads_backward(self, heads, rows, num_threads)

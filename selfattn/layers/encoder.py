@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from selfattn._checks import as_integer
 from selfattn._stack import PackedEncoder
-from selfattn.layers import gradients
 from selfattn.layers.base import Array, Layer, Weights
 from selfattn.layers.encoder_layer import EncoderLayer
 from selfattn.layers.norm import Norm
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     import os
 
     import numpy.typing as npt
+
+    from selfattn.layers import gradients
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,6 +103,8 @@ class Encoder(Layer):
         With `recompute` only the input of each layer is kept and `backward` computes the layer again: a third
         more work for a fraction of the memory, and the same bits.
         """
+        from selfattn.layers import gradients  # here: only those who learn need it
+
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
         y, saved = gradients.encoder_forward(self, words.tokens, words.cu_seqlens, recompute, num_threads)
         return words.restore(y), (words, saved)
@@ -113,6 +116,8 @@ class Encoder(Layer):
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y, as the result -> (grad_x, 0 in the padding; the gradients as `weights()`)."""
+        from selfattn.layers import gradients  # here: only those who learn need it
+
         words, stack = saved
         rows = words.take(grad_y, self.d_model)
         grad_x, grads = gradients.encoder_backward(self, stack, rows, num_threads)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn.layers import gradients
 from selfattn.layers.base import Array, Layer, Weights, join_biases, join_weights
 from selfattn.layers.feed_forward import FeedForward
 from selfattn.layers.multihead import MultiHeadSelfAttention
@@ -16,6 +15,8 @@ from selfattn.layers.ragged import Ragged
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from selfattn.layers import gradients
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,6 +117,8 @@ class EncoderLayer(Layer):
         num_threads: int | None = None,
     ) -> tuple[Array, tuple[Ragged, gradients.SavedLayer]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
+        from selfattn.layers import gradients  # here: only those who learn need it
+
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
         y, saved = gradients.encoder_layer_forward(self, words.tokens, words.cu_seqlens, num_threads)
         return words.restore(y), (words, saved)
@@ -128,6 +131,8 @@ class EncoderLayer(Layer):
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y, as the result -> (grad_x, 0 in the padding; the gradients as `weights()`)."""
+        from selfattn.layers import gradients  # here: only those who learn need it
+
         words, layer = saved
         rows = words.take(grad_y, self.d_model)
         grad_x, grads = gradients.encoder_layer_backward(self, layer, rows, num_threads)

@@ -10,7 +10,6 @@ import numpy as np
 
 from selfattn import _kernels
 from selfattn._checks import as_integer
-from selfattn.layers import gradients
 from selfattn.layers.base import (
     Array,
     Weights,
@@ -30,6 +29,8 @@ from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from selfattn.layers import gradients
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -203,6 +204,8 @@ class MultiHeadSelfAttention(Heads):
         num_threads: int | None = None,
     ) -> tuple[Array, tuple[Ragged, gradients.SavedHeads]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
+        from selfattn.layers import gradients  # here: only those who learn need it
+
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
         y, saved = gradients.attention_forward(self, words.tokens, words.cu_seqlens, num_threads)
         return words.restore(y), (words, saved)
@@ -215,6 +218,8 @@ class MultiHeadSelfAttention(Heads):
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y (..., d_out) -> (grad_x, 0 in the padding; the gradients of the weights by name)."""
+        from selfattn.layers import gradients  # here: only those who learn need it
+
         words, heads = saved
         rows = words.take(grad_y, self.d_out)
         grad_x, grads = gradients.attention_backward(self, heads, rows, num_threads)
