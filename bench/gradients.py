@@ -189,7 +189,8 @@ def main() -> None:
             results.append(job())
             print(shown(results[-1]), flush=True)
     if options.json:
-        document = {"gradients": results, "machine": machine.describe()}
+        settings = {"threads": options.threads, "rounds": options.rounds, "min_time": options.min_time}
+        document = {"gradients": results, "settings": settings, "machine": machine.describe()}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

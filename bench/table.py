@@ -133,9 +133,13 @@ def line(cells: list[str]) -> str:
 
 def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
     """Where the numbers come from: the command, and the machine as far as the file knows it."""
-    command = f"python bench/{kind}.py --json {shown(path)}"
     if "results" in document:
         command = run_command(kind, document, path)
+    else:
+        settings = "".join(
+            f" --{name.replace('_', '-')} {value}" for name, value in document.get("settings", {}).items()
+        )
+        command = f"python bench/{kind}.py{settings} --json {shown(path)}"
     facts = document.get("machine")
     if facts is None:
         return [f"`{command}`"]
