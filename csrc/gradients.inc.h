@@ -1,6 +1,5 @@
-/* gradients.inc.h -- the way back through activations and norms, and sums over rows. A linear layer needs no kernel of
- * its own: its gradients are two products. Canonical order of a sum over rows, all in double: chunks of rows, each
- * begun at 0 and added row by row, the chunks in order, one rounding at the end. */
+/* gradients.inc.h -- the way back through activations and norms, and sums over rows. Canonical order of a sum over rows,
+ * all in double: chunks of rows, each begun at 0 and added row by row, the chunks in order, one rounding at the end. */
 
 /* The slope of x sigmoid(z(x)): sigmoid (1 + x z' (1 - sigmoid)), 1 - sigmoid with all its digits. */
 INLINE vreal sigmoid_slope(vreal x, vreal z, vreal z_slope)

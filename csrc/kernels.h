@@ -90,13 +90,21 @@ struct sa_tile {
 enum sa_activation { SA_IDENTITY = 0, SA_GELU, SA_GELU_TANH, SA_RELU, SA_SILU };
 
 /* y = act(x W + b) + residual on packed weights. Numbers are float32, or float64 for the float64 kernels. */
+enum { SA_LINEAR_CHAIN = 384 }; /* terms of a chain; so much of a panel is reused from the L2 cache while x passes by */
 struct sa_linear {
     const void *x, *packed, *bias, *residual; /* bias, residual: NULL if none */
     void *y;
     ptrdiff_t x_stride, y_stride, residual_stride; /* numbers from row to row */
-    ptrdiff_t x_step;                              /* from number to number of a row: 1, unless x is transposed */
     ptrdiff_t rows, depth, width;
     enum sa_activation activation;
+};
+
+/* grad_weight (d_in, d_out) = x^T grad_y, over rows of x (rows, d_in) and grad_y (rows, d_out). */
+enum { SA_GRADIENT_BLOCK_BYTES = 288 * 4 }; /* of a row of x: what a task takes of it at most */
+struct sa_weight_gradient {
+    const void *x, *grad_y;
+    void *grad_weight;
+    ptrdiff_t rows, d_in, d_out;
 };
 
 /* Rows, normalised: LayerNorm, or RMSNorm. */
@@ -148,6 +156,9 @@ struct sa_kernels {
     void (*pack_weights)(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
                          void *packed);
     void (*linear)(const struct sa_linear *, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1);
+    size_t (*weight_gradient_workspace)(void);
+    void (*weight_gradient)(const struct sa_weight_gradient *, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t in0,
+                            ptrdiff_t in1, ptrdiff_t panel0, ptrdiff_t panel1, void *workspace);
     void (*norm)(const struct sa_norm *, ptrdiff_t row0, ptrdiff_t row1);
     void (*activate)(enum sa_activation, void *x, ptrdiff_t n); /* in place */
     void (*gate)(enum sa_activation, const void *gate_up, ptrdiff_t rows, ptrdiff_t width, void *y);
@@ -183,6 +194,7 @@ int sa_activate_run(const struct sa_kernels *, enum sa_activation, void *x, ptrd
 int sa_gate_run(const struct sa_kernels *, enum sa_activation, const void *gate_up, ptrdiff_t rows, ptrdiff_t width,
                 void *y, int num_threads);
 
+int sa_weight_gradient_run(const struct sa_kernels *, const struct sa_weight_gradient *, int num_threads);
 int sa_activation_backward_run(const struct sa_kernels *, const struct sa_activation_backward *, int num_threads);
 int sa_norm_backward_run(const struct sa_kernels *, const struct sa_norm_backward *, int num_threads);
 int sa_sum_rows_run(const struct sa_kernels *, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y,

@@ -12,6 +12,7 @@
 #include "linear.inc.h"
 #include "norm.inc.h"
 #include "gradients.inc.h"
+#include "weight_gradient.inc.h"
 #endif
 #include "probe.inc.h"
 
@@ -47,6 +48,8 @@ const struct sa_kernels SA_TABLE() = {
     .attention_backward = attention_backward,
     .pack_weights = pack_weights,
     .linear = linear,
+    .weight_gradient_workspace = weight_gradient_workspace,
+    .weight_gradient = weight_gradient,
     .norm = norm,
     .activate = activate,
     .gate = gate,

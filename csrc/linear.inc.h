@@ -1,8 +1,6 @@
 /* linear.inc.h -- y = act(x W + b) + residual. W is packed once, when a model is loaded: panels of PANEL_LANES columns,
  * each depth x width with contiguous lanes (the last one padded with zeros to whole vectors). */
 
-enum { LINEAR_CHAIN = 384 }; /* terms of a chain; so much of a panel is reused from the L2 cache while x passes by */
-
 INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
 {
     ptrdiff_t columns = smaller(PANEL_LANES, width - panel * PANEL_LANES);
@@ -108,8 +106,13 @@ static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
         for (ptrdiff_t row = row0; row < row1; row += ROW_CHUNK) {
             ptrdiff_t last = smaller(row + ROW_CHUNK, row1);
             struct operand x = {(const char *)((const real *)l->x + row * l->x_stride),
-                                l->x_stride * (ptrdiff_t)sizeof(real), l->x_step * (ptrdiff_t)sizeof(real)};
-            multiply_long(nv, last - row, l->depth, LINEAR_CHAIN, x, packed, nv * LANES, c, NULL, NULL);
+                                l->x_stride * (ptrdiff_t)sizeof(real), sizeof(real)};
+            ptrdiff_t bytes = sizeof(real);
+            struct ahead ahead[2] = {
+                {(const char *)((const real *)l->y + row * l->y_stride + column), l->y_stride * bytes, columns * bytes},
+                {(const char *)((const real *)l->residual + row * l->residual_stride + column),
+                 l->residual_stride * bytes, l->residual ? columns * bytes : 0}};
+            multiply_long(nv, last - row, l->depth, SA_LINEAR_CHAIN, x, packed, nv * LANES, c, NULL, ahead);
             finish(l, row, last, column, columns, c);
         }
     }

@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #endif
 #include "pool.h"
+#include "cores.h"
 #include "workspace.h"
 
 #include <pthread.h>
@@ -30,6 +31,7 @@ struct job {
     ptrdiff_t count;
     struct job *next;                            /* in pool.open, under the lock, as wanted */
     int wanted;                                  /* helpers that may still join */
+    int core;                                    /* its caller's, when it began */
     atomic_int helpers;                          /* helpers inside */
     atomic_int status;                           /* the first non-zero status */
     _Alignas(CACHE_LINE) atomic_ptrdiff_t index; /* the next task */
@@ -210,6 +212,8 @@ static void *worker(void *unused)
     (void)unused;
     for (;;) {
         struct job *job = next_job();
+        /* Woken beside a caller that is at work, two threads would share a core until the scheduler notices. */
+        if (sa_core() == job->core) sa_leave_core(job->core);
         work_on(job, false);
         leave(job);
     }
@@ -312,7 +316,7 @@ int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_thread
     if (count <= 0) return SA_OK;
     int threads = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
     int helpers = (count < threads ? (int)count : threads) - 1;
-    struct job job = {.task = task, .context = context, .count = count};
+    struct job job = {.task = task, .context = context, .count = count, .core = sa_core()};
     int64_t now = clock_ns();
     if (now - me.polled > POLL_NS) /* not for long: a short call needs no poll */
         me.polled = now;
@@ -382,19 +386,9 @@ static void after_fork_in_child(void)
     unlock_pool();
 }
 
-static int count_cpus(void)
-{
-#ifdef __linux__
-    cpu_set_t mask;
-    if (sched_getaffinity(0, sizeof mask, &mask) == 0) return CPU_COUNT(&mask);
-#endif
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online > 0 ? (int)online : 1;
-}
-
 __attribute__((constructor)) static void start_pool(void)
 {
-    pool.cpus = count_cpus();
+    pool.cpus = sa_core_count();
     init_conditions();
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }

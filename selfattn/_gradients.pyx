@@ -1,5 +1,5 @@
-"""The layers' way back: bindings of the gradients that are no product. (Those of a linear layer are products, and
-_kernels.linear computes them.) No arithmetic and no validation here; selfattn.functional has checked the arguments.
+"""The layers' way back: bindings. (The gradient of a linear layer's x is a product with the weight turned, and
+_kernels.linear computes it.) No arithmetic and no validation here; selfattn.functional has checked the arguments.
 
 Arrays are float32 or float64, all of one dtype, native, aligned and C-contiguous. All results are new.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 from selfattn._kernels cimport (
     activation_code, data_of, kernels_for, raise_status, run_activation_backward, run_norm_backward, run_sum_rows,
-    sa_activation_backward, sa_kernels, sa_norm_backward,
+    run_weight_gradient, sa_activation_backward, sa_kernels, sa_norm_backward, sa_weight_gradient,
 )
 
 
@@ -46,6 +46,20 @@ def norm_backward(grad_y not None, x not None, weight not None, double eps, bint
         status = run_norm_backward(kernels, &args, num_threads)
     raise_status(status)
     return grad_x, grad_weight, grad_bias
+
+
+def weight_gradient(x not None, grad_y not None, int num_threads):
+    """x.T @ grad_y of x (rows, d_in) and grad_y (rows, d_out): (d_in, d_out)."""
+    cdef const sa_kernels *kernels = kernels_for(x)
+    cdef sa_weight_gradient args
+    cdef int status
+    grad_weight = np.empty((x.shape[1], grad_y.shape[1]), x.dtype)
+    args.x, args.grad_y, args.grad_weight = data_of(x), data_of(grad_y), data_of(grad_weight)
+    args.rows, args.d_in, args.d_out = x.shape[0], x.shape[1], grad_y.shape[1]
+    with nogil:
+        status = run_weight_gradient(kernels, &args, num_threads)
+    raise_status(status)
+    return grad_weight
 
 
 def sum_rows(x not None, int num_threads):

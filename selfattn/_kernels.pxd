@@ -77,7 +77,7 @@ cdef extern from "kernels.h" nogil:
         const void *bias
         const void *residual
         void *y
-        ptrdiff_t x_stride, y_stride, residual_stride, x_step, rows, depth, width
+        ptrdiff_t x_stride, y_stride, residual_stride, rows, depth, width
         sa_activation activation
 
     struct sa_norm:
@@ -97,6 +97,12 @@ cdef extern from "kernels.h" nogil:
         void *grad_up
         ptrdiff_t n
         sa_activation activation
+
+    struct sa_weight_gradient:
+        const void *x
+        const void *grad_y
+        void *grad_weight
+        ptrdiff_t rows, d_in, d_out
 
     struct sa_norm_backward:
         const void *grad_y
@@ -130,6 +136,7 @@ cdef int run_gate(const sa_kernels *kernels, sa_activation activation, const voi
                   ptrdiff_t width, void *y, int threads) noexcept nogil
 cdef int run_activation_backward(const sa_kernels *kernels, const sa_activation_backward *args,
                                  int threads) noexcept nogil
+cdef int run_weight_gradient(const sa_kernels *kernels, const sa_weight_gradient *args, int threads) noexcept nogil
 cdef int run_norm_backward(const sa_kernels *kernels, const sa_norm_backward *args, int threads) noexcept nogil
 cdef int run_sum_rows(const sa_kernels *kernels, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y,
                       int threads) noexcept nogil

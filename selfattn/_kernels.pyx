@@ -23,6 +23,7 @@ cdef extern from "kernels.h" nogil:
     int sa_activate_run(const sa_kernels *, sa_activation, void *x, ptrdiff_t n, int threads)
     int sa_gate_run(const sa_kernels *, sa_activation, const void *, ptrdiff_t, ptrdiff_t, void *, int threads)
     int sa_activation_backward_run(const sa_kernels *, const sa_activation_backward *, int threads)
+    int sa_weight_gradient_run(const sa_kernels *, const sa_weight_gradient *, int threads)
     int sa_norm_backward_run(const sa_kernels *, const sa_norm_backward *, int threads)
     int sa_sum_rows_run(const sa_kernels *, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y, int threads)
 
@@ -147,6 +148,10 @@ cdef int run_activation_backward(const sa_kernels *kernels, const sa_activation_
     return sa_activation_backward_run(kernels, args, threads)
 
 
+cdef int run_weight_gradient(const sa_kernels *kernels, const sa_weight_gradient *args, int threads) noexcept nogil:
+    return sa_weight_gradient_run(kernels, args, threads)
+
+
 cdef int run_norm_backward(const sa_kernels *kernels, const sa_norm_backward *args, int threads) noexcept nogil:
     return sa_norm_backward_run(kernels, args, threads)
 
@@ -210,13 +215,11 @@ cdef const sa_kernels *kernels_for(x) except NULL:
 
 
 def linear(x not None, weight not None, bias, str activation, int num_threads):
-    """act(x @ weight + bias): x (..., depth), or the transpose of a matrix as it lies; weight (depth, width) of any
-    strides, packed here and now."""
+    """act(x @ weight + bias): x (..., depth); weight (depth, width) of any strides, packed here and now."""
     cdef const sa_kernels *kernels = kernels_for(x)
     cdef sa_linear args
     cdef int status
-    cdef bint transposed = x.ndim == 2 and x.flags.f_contiguous and not x.flags.c_contiguous
-    x = x if transposed else np.ascontiguousarray(x)
+    x = np.ascontiguousarray(x)
     bias = None if bias is None else np.ascontiguousarray(bias)
     y = np.empty((*x.shape[:x.ndim - 1], weight.shape[1]), x.dtype)
     memory = np.empty(packed_size(kernels, weight) + 16, x.dtype)
@@ -225,9 +228,7 @@ def linear(x not None, weight not None, bias, str activation, int num_threads):
     args.x, args.packed, args.bias, args.y = data_of(x), aligned(memory), data_of(bias), data_of(y)
     args.depth, args.width = weight.shape[0], weight.shape[1]
     args.rows = y.size // args.width if args.width else 0
-    args.x_stride = 1 if transposed else args.depth
-    args.x_step = args.rows if transposed else 1
-    args.y_stride = args.width
+    args.x_stride, args.y_stride = args.depth, args.width
     args.activation = activation_code(activation)
     with nogil:
         status = sa_linear_run(kernels, &args, num_threads)

@@ -233,7 +233,6 @@ cdef class PackedEncoder:
         cdef sa_linear args
         args.x, args.packed, args.bias, args.residual, args.y = x, layer.packed, layer.bias, residual, y
         args.x_stride, args.y_stride, args.residual_stride = layer.depth, layer.width, layer.width
-        args.x_step = 1
         args.rows, args.depth, args.width, args.activation = tokens, layer.depth, layer.width, activation
         return run_linear(self.kernels, &args, threads)
 

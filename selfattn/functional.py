@@ -174,7 +174,7 @@ def linear_backward(
     threads = resolve_num_threads(num_threads)
     grad_x = _kernels.linear(grad, matrix.T, None, None, threads)
     grad_rows = _as_matrix_of_rows(grad)
-    grad_weight = _kernels.linear(_as_matrix_of_rows(_widened(x)).T, grad_rows, None, None, threads)
+    grad_weight = _gradients.weight_gradient(_as_matrix_of_rows(_widened(x)), grad_rows, threads)
     grad_bias = _narrowed(_gradients.sum_rows(grad_rows, threads), weight.dtype) if bias else None
     return _narrowed(grad_x, x.dtype), _narrowed(grad_weight, weight.dtype), grad_bias
 

@@ -211,7 +211,6 @@ static void linear(ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t width, enum sa_act
         .residual = residual,
         .y = y,
         .x_stride = depth,
-        .x_step = 1,
         .y_stride = width,
         .residual_stride = width,
         .rows = rows,
@@ -221,6 +220,10 @@ static void linear(ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t width, enum sa_act
     };
     if (sa_linear_run(kernels, &l, 2) != 0) exit(4);
     report("linear", (ptrdiff_t[]){rows, depth, width, activation}, 4, hash(y, rows * width, HASH_START));
+    struct sa_weight_gradient g = {x, y, weight, rows, depth, width};
+    if (sa_weight_gradient_run(kernels, &g, 2) != 0) exit(4);
+    report("weight_gradient", (ptrdiff_t[]){rows, depth, width, activation}, 4,
+           hash(weight, depth * width, HASH_START));
     free(x), free(weight), free(bias), free(residual), free(y), free(packed);
 }
 

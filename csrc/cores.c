@@ -1,0 +1,41 @@
+/* cores.c -- Linux tells and obeys; elsewhere the scheduler is left alone. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "cores.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+int sa_core_count(void)
+{
+#ifdef __linux__
+    cpu_set_t mask;
+    if (sched_getaffinity(0, sizeof mask, &mask) == 0) return CPU_COUNT(&mask);
+#endif
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int)online : 1;
+}
+
+int sa_core(void)
+{
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+void sa_leave_core(int core)
+{
+#ifdef __linux__
+    cpu_set_t mine, others;
+    if (sched_getaffinity(0, sizeof mine, &mine)) return;
+    others = mine;
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) /* moves at once */
+        sched_setaffinity(0, sizeof mine, &mine);
+#else
+    (void)core;
+#endif
+}

@@ -1,0 +1,14 @@
+/* cores.h -- which cores there are, and which one this thread is on. */
+#ifndef SELFATTN_CORES_H
+#define SELFATTN_CORES_H
+
+/* Cores that this process may run on; at least 1. */
+int sa_core_count(void);
+
+/* The core this thread is on; -1 where the system does not say. */
+int sa_core(void);
+
+/* Moves this thread to another core of those it may run on, if there is one. */
+void sa_leave_core(int core);
+
+#endif
