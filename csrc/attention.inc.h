@@ -144,7 +144,7 @@ static void attend_block(const struct sa_attention *a, const struct sa_tile *t, 
     b->stride = p->width;
     if (!score_block(a, t, p, scaling, key0, b)) return;
     softmax(p->nv, b->last - b->first, scaling.c, b->scores, b->max, &p->span, rescale);
-    if (a->dropout != 0.0) drop_weights(a, t, p, b);
+    if (a->dropout != 0.0) drop(a, t, p, b->first, b->last, b->scores, b->stride);
     if (TERMS == 2) pair_weights(p, b);
     if (p->span.outputs) add_values(a, t, p, b, rescale);
     p->span.empty = 0;

@@ -160,7 +160,9 @@ static void slope_block(const struct sa_attention *a, const struct sa_tile *t, s
 {
     const struct lanes *p = &g->lanes;
     real *factors = a->dropout != 0.0 ? b->bias : NULL; /* its room; the bias is in the scores by now */
-    if (factors) dropout_factors(a, t, p, b->first, b->last, factors, p->width);
+    for (ptrdiff_t i = 0; factors && i < (b->last - b->first) * p->width; i += LANES)
+        vstore(factors + i, vsplat(1.0f));
+    if (factors) drop(a, t, p, b->first, b->last, factors, p->width);
     for (int v = 0; v < p->nv; ++v) {
         vreal delta = vload(g->delta + v * LANES);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {

@@ -19,9 +19,9 @@ static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
     memcpy(out, c, sizeof c);
 }
 
-/* factors[k * stride + lane] = 0 where the weight of key first + k is dropped, 1 / (1 - p) elsewhere. */
-static void dropout_factors(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
-                            ptrdiff_t first, ptrdiff_t last, real *factors, ptrdiff_t stride)
+/* numbers[k * stride + lane] *= 0 where the weight of key first + k is dropped, 1 / (1 - p) elsewhere. */
+static void drop(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p, ptrdiff_t first,
+                 ptrdiff_t last, real *numbers, ptrdiff_t stride)
 {
     ptrdiff_t group = a->num_heads / a->num_kv_heads;
     const uint64_t threshold = (uint64_t)__builtin_rint(a->dropout * 4294967296.0);
@@ -29,24 +29,12 @@ static void dropout_factors(const struct sa_attention *a, const struct sa_tile *
     for (ptrdiff_t i = 0; i < p->rows; ++i) {
         uint64_t query = (uint64_t)((p->row0 + i) / group), head = (uint64_t)(t->head + (p->row0 + i) % group);
         for (ptrdiff_t eight = first / 8; eight * 8 < last; ++eight) {
-            uint64_t numbers[4];
-            philox((const uint64_t[]){(uint64_t)eight, query, head, (uint64_t)t->item}, a->seed, numbers);
+            uint64_t random[4];
+            philox((const uint64_t[]){(uint64_t)eight, query, head, (uint64_t)t->item}, a->seed, random);
             for (ptrdiff_t key = larger(first, eight * 8); key < smaller(last, eight * 8 + 8); ++key) {
-                uint64_t number = numbers[key % 8 / 2] >> key % 2 * 32 & 0xffffffff;
-                factors[(key - first) * stride + i] = number < threshold ? (real)0.0 : kept;
+                uint64_t number = random[key % 8 / 2] >> key % 2 * 32 & 0xffffffff;
+                numbers[(key - first) * stride + i] *= number < threshold ? (real)0.0 : kept;
             }
         }
     }
-}
-
-/* The weights of a block, after they have been summed. */
-static void drop_weights(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p, struct block *b)
-{
-    real *factors = b->bias; /* no longer needed */
-    dropout_factors(a, t, p, b->first, b->last, factors, p->width);
-    for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
-        for (int i = 0; i < p->width; i += LANES) {
-            real *weight = b->scores + k * b->stride + i;
-            vstore(weight, vload(weight) * vload(factors + k * p->width + i));
-        }
 }

@@ -270,6 +270,13 @@ static int own_item(const struct sa_attention *a, const struct sa_array *bias, p
     return 1;
 }
 
+/* Does every row of the bias belong to one tile? Not where all heads have the same one and a query's heads, a group,
+ * lie in two tiles. */
+static int own_rows(const struct sa_attention *a, const struct sa_array *bias)
+{
+    return bias->row && (bias->head || SA_TASK_ROWS % (a->num_heads / a->num_kv_heads) == 0);
+}
+
 /* One task for each of the bias' own dimensions; what it is broadcast over is summed in order within the task. */
 static int backward_bias_task(void *context, ptrdiff_t index)
 {
@@ -277,7 +284,7 @@ static int backward_bias_task(void *context, ptrdiff_t index)
     const struct sa_attention *a = job->args;
     const struct sa_array *bias = &a->grad_bias;
     ptrdiff_t tiles = job->tiles.per_head; /* packed batches have no such gradient */
-    ptrdiff_t own_tile = bias->row ? index % tiles : -1, rest = bias->row ? index / tiles : index;
+    ptrdiff_t own_tile = own_rows(a, bias) ? index % tiles : -1, rest = own_tile < 0 ? index : index / tiles;
     ptrdiff_t own_head = bias->head ? rest % a->num_kv_heads : -1;
     rest = bias->head ? rest / a->num_kv_heads : rest;
     void *workspace = sa_workspace(job->workspace);
@@ -302,7 +309,7 @@ static ptrdiff_t bias_tasks(const struct sa_attention *a)
     for (int d = 0; d < a->num_leading; ++d)
         if (a->grad_bias.leading[d]) tasks *= a->leading_shape[d];
     if (a->grad_bias.head) tasks *= a->num_kv_heads;
-    if (a->grad_bias.row) tasks *= tiles_of(a, a->q_len);
+    if (own_rows(a, &a->grad_bias)) tasks *= tiles_of(a, a->q_len);
     return tasks;
 }
 

@@ -1,10 +1,11 @@
 """Fine-tuning: a pretrained sentence encoder learns to find a function by what it does.
 
-    python examples/fine_tune.py [--checkpoint FILE]
+    python examples/fine_tune.py [--checkpoint FILE] [--save DIRECTORY]
 
 The text is Python's own: the first sentence of a docstring of the standard library is to find the name of
 what it describes. Some modules are held out; retrieval is measured on those, before and after. With
---checkpoint a run that was stopped goes on where it was, and ends with the same bits.
+--checkpoint a run that was stopped goes on where it was, and ends with the same bits; with --save the model
+is there in the end for TextEncoder.from_pretrained, as any other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -24,8 +25,7 @@ import numpy as np
 
 import selfattn
 from selfattn import train
-from selfattn.layers.embedding import embedding_backward
-from selfattn.text.network import Network
+from selfattn.text import Network
 from selfattn.text.pooling import pool
 from selfattn.text.pooling_backward import pool_backward
 
@@ -91,23 +91,7 @@ def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     return [p for p in pairs if p.module not in held_out], [p for p in pairs if p.module in held_out]
 
 
-# ---- the network, forward and backward ----
-
-
-def weights_of(network: Network) -> dict[str, Any]:
-    """All that is learned, as the optimizer takes it."""
-    return {
-        "word_table": network.word_table,
-        "position_table": network.position_table,
-        "type_row": network.type_row,
-        "norm": network.norm.weights(),
-        "encoder": network.encoder.weights(),
-    }
-
-
-def with_weights(network: Network, weights: dict[str, Any]) -> Network:
-    norm, encoder = network.norm.replace(weights["norm"]), network.encoder.replace(weights["encoder"])
-    return replace(network, **(weights | {"norm": norm, "encoder": encoder}))
+# ---- learning ----
 
 
 def gradients(network: Network, texts: Sequence[Sequence[int]]) -> tuple[float, dict[str, Any]]:
@@ -116,24 +100,11 @@ def gradients(network: Network, texts: Sequence[Sequence[int]]) -> tuple[float, 
     """
     ids = np.array([token for text in texts for token in text])
     cu_seqlens = np.cumsum([0, *map(len, texts)])
-    positions = np.concatenate([np.arange(len(text)) for text in texts])
-
-    x = network.word_table[ids] + network.type_row + network.position_table[positions]
-    x, of_norm = network.norm.forward(x)
-    tokens, of_encoder = network.encoder.forward(x, cu_seqlens=cu_seqlens)
+    tokens, saved = network.forward(ids, cu_seqlens)
     sentences, names = np.split(pool(tokens, cu_seqlens, ("mean",)), 2)
-
     loss, *grads = train.contrastive_loss(sentences, names, symmetric=True)
-    grad = pool_backward(np.concatenate(grads), tokens, cu_seqlens, ("mean",))
-    grad, grad_encoder = network.encoder.backward(of_encoder, grad)
-    grad, grad_norm = network.norm.backward(of_norm, grad)
-    return loss, {
-        "word_table": embedding_backward(grad, ids, len(network.word_table)),
-        "position_table": embedding_backward(grad, positions, len(network.position_table)),
-        "type_row": grad.sum(axis=0),
-        "norm": grad_norm,
-        "encoder": grad_encoder,
-    }
+    grad_tokens = pool_backward(np.concatenate(grads), tokens, cu_seqlens, ("mean",))
+    return loss, network.backward(saved, grad_tokens)
 
 
 def fine_tune(
@@ -142,31 +113,30 @@ def fine_tune(
     *,
     total: int | None = None,
     checkpoint: Path | None = None,
-) -> None:
-    """Trains the model in place: `total` steps, by default EPOCHS times as many as there are batches."""
+) -> selfattn.TextEncoder:
+    """The model after `total` steps, by default EPOCHS times as many as there are batches."""
     sentences, names = (
         [encoding.ids for encoding in model.tokenizer.encode_batch(texts)]
         for texts in ([pair.sentence for pair in pairs], [pair.name for pair in pairs])
     )
-    network = model._network
-    weights = weights_of(network)
+    network = model.network
+    weights = network.weights()
     optimizer, rng, first = train.AdamW(weights), np.random.default_rng(0), 0
     if checkpoint is not None and checkpoint.exists():
         weights, first = train.load_checkpoint(checkpoint, weights, optimizer, rng)
-        network = with_weights(network, weights)
     total = EPOCHS * len(pairs) // BATCH if total is None else total
     with train.progress(total, first=first) as report:
         for step in range(first, total):
+            network = network.replace(weights)
             rows = rng.choice(len(pairs), size=BATCH, replace=False)
             loss, grads = gradients(network, [sentences[i] for i in rows] + [names[i] for i in rows])
             train.clip_gradients(grads, 1.0)
             lr = train.warmup_cosine(step, warmup=total // 10, total=total, peak=PEAK)
             weights = optimizer.step(weights, grads, lr)
-            network = with_weights(network, weights)
             report(loss=loss)
             if checkpoint is not None and (step + 1) % SAVE_EVERY == 0:
                 train.save_checkpoint(checkpoint, weights, optimizer, step + 1, rng)
-    model._network = network
+    return model.replace(weights)
 
 
 # ---- what it is worth ----
@@ -188,7 +158,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", type=Path)
-    checkpoint = parser.parse_args().checkpoint
+    parser.add_argument("--save", type=Path)
+    arguments = parser.parse_args()
+    if arguments.save is not None and arguments.save.exists():
+        parser.error(f"{arguments.save} is there already")  # now, not after the training
 
     model = selfattn.TextEncoder.from_pretrained(MODEL)
     learned, held_out = split(documented())
@@ -201,7 +174,9 @@ def main() -> None:
     before = retrieve(model, held_out)
     print(line("before", before))
     started = time.perf_counter()
-    fine_tune(model, learned, checkpoint=checkpoint)
+    model = fine_tune(model, learned, checkpoint=arguments.checkpoint)
+    if arguments.save is not None:
+        model.save_pretrained(arguments.save)
     after = retrieve(model, held_out)
     print(f"{line('after', after)}{time.perf_counter() - started:>10.0f}\n")
 

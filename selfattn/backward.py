@@ -65,7 +65,7 @@ def attention_backward(
     Arrays are taken as by `attention`, at any strides. A row with no key has a gradient of 0 and gives none.
     Masked keys and values reach nothing, even if they hold NaN or Inf. float16 and bfloat16 are computed and
     summed in float32 and rounded once. The gradients are the same to the last bit for any number of threads;
-    those of an item's query, key and value in any batch.
+    those of an item's query, key and value in any batch (with dropout, at the same place in it).
 
     Returns:
         The gradients in the order of `need`, each of the shape and dtype of its argument, summed over the
@@ -120,6 +120,8 @@ def varlen_attention_backward(
 ) -> tuple[Array, ...]:
     """`attention_backward` of each sequence of a packed batch: the same bits as one call for each of them.
 
+    (Without dropout: which weights it drops goes by a sequence's place in the batch.)
+
     Args:
         grad_out: (total_q, num_heads, value_dim), the dtype of the query.
         query, key, value, cu_seqlens_q, cu_seqlens_kv: what varlen_attention was given.
@@ -157,6 +159,8 @@ def varlen_attention_backward(
 def _needed(need: Iterable[str], **given: Any) -> tuple[str, ...]:
     if isinstance(need, str):
         raise TypeError(f"need={need!r} must be a tuple of names: need=({need!r},)")
+    if isinstance(need, set | frozenset):
+        raise TypeError(f"need={need!r} is a set; the gradients come in the order of need: pass a tuple")
     names = tuple(need)
     for name in names:
         if name not in (*_QKV, *given):

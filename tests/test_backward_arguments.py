@@ -75,6 +75,8 @@ def test_an_lse_of_another_shape_or_dtype(call):
 def test_need(call):
     with pytest.raises(TypeError, match=r"need='query' must be a tuple of names: need=\('query',\)"):
         selfattn.attention_backward(**call, need="query")
+    with pytest.raises(TypeError, match=r"need=\{'key'\} is a set; the gradients come in the order of need"):
+        selfattn.attention_backward(**call, need={"key"})
     with pytest.raises(
         ValueError, match=r"need has 'out'; it takes query, key, value, bias, sinks, alibi_slo"
     ):

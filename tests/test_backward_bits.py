@@ -48,6 +48,17 @@ def test_any_number_of_threads_and_any_instruction_set(rng, name, dtype):
         compute()
 
 
+@pytest.mark.parametrize("groups", [(3, 1), (10, 2), (130, 1)], ids=str)
+def test_a_bias_that_all_heads_share_where_a_group_lies_in_two_tiles(rng, groups):
+    """64 rows of queries and heads are a tile: 64 is no multiple of the group."""
+    heads, kv_heads = groups
+    sizes = {"batch": 2, "heads": heads, "kv_heads": kv_heads, "q_len": 100, "kv_len": 300, "dim": 4}
+    arrays = [array.astype(np.float64) for array in qkv(rng, **sizes)]
+    arrays = [grad_like_out(rng, *arrays), *arrays]
+    options = {"bias": rng.standard_normal((100, 300)), "need": ("bias",)}
+    assert_all_the_same(*[every(arrays, options, num_threads=n) for n in (1, *[4] * 20)])
+
+
 @pytest.mark.parametrize("lengths", [(1, 700), (700, 1), (5, 5), (64, 64), (300, 17), (513, 513)], ids=str)
 def test_lengths(rng, lengths):
     arrays = inputs(rng, batch=2, q_len=lengths[0], kv_len=lengths[1])

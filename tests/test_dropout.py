@@ -102,6 +102,19 @@ def test_nan_at_a_key_that_is_seen_reaches_its_rows_dropped_or_not(isa, rng, cau
         np.testing.assert_array_equal(np.isnan(selfattn.attention(*arrays, **options)), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["mask", "bias"])
+def test_nan_at_a_key_that_is_masked_reaches_nothing(isa, rng, name, dtype):
+    query, key, value = (x.astype(dtype) for x in qkv(rng, q_len=40, kv_len=60, dim=4))
+    seen = np.arange(60) % 7 != 3
+    mask = {"mask": seen, "bias": np.where(seen, 0, -np.inf).astype(dtype)}[name]
+    options = {name: mask, "dropout": 0.5, "seed": 1}
+    expected = selfattn.attention(query, key, value, **options)
+    assert np.isfinite(expected.astype(np.float64)).all()
+    key[:, :, ~seen], value[:, :, ~seen] = np.nan, np.inf
+    assert_same_bits(selfattn.attention(query, key, value, **options), expected)
+
+
 @pytest.mark.parametrize("axis", range(4))
 def test_every_index_has_numbers_of_its_own(axis):
     factors = kept(5, 0.5, batch=12, heads=12, q_len=12, kv_len=12)

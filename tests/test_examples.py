@@ -305,13 +305,13 @@ def small(fine_tune, tmp_path, monkeypatch):
 def test_the_gradient_of_every_weight_of_the_network(fine_tune, small):
     load_model, pairs = small
     model = load_model()
-    network = model._network
+    network = model.network
     texts = [
         model.tokenizer.encode(text).ids for text in [p.sentence for p in pairs] + [p.name for p in pairs]
     ]
 
     def loss_at(moved):
-        return fine_tune.gradients(fine_tune.with_weights(network, moved), texts)[0]
+        return fine_tune.gradients(network.replace(moved), texts)[0]
 
     names = (
         "word_table",
@@ -320,7 +320,7 @@ def test_the_gradient_of_every_weight_of_the_network(fine_tune, small):
         "norm.weight",
         "encoder.layers.1.attention.key_weight",
     )
-    assert_slopes(fine_tune.weights_of(network), fine_tune.gradients(network, texts)[1], names, loss_at)
+    assert_slopes(network.weights(), fine_tune.gradients(network, texts)[1], names, loss_at)
 
 
 def test_fine_tuning_goes_on_after_a_stop_with_the_same_bits(fine_tune, small, tmp_path, monkeypatch):
@@ -328,7 +328,7 @@ def test_fine_tuning_goes_on_after_a_stop_with_the_same_bits(fine_tune, small, t
     through, stopped, resumed = load_model(), load_model(), load_model()
     checkpoint = tmp_path / "run.safetensors"
     before = through.encode(pairs[0].sentence)
-    fine_tune.fine_tune(through, pairs, total=6)
+    through = fine_tune.fine_tune(through, pairs, total=6)
     assert not np.array_equal(through.encode(pairs[0].sentence), before)
 
     gradients, calls = fine_tune.gradients, []
@@ -343,10 +343,27 @@ def test_fine_tuning_goes_on_after_a_stop_with_the_same_bits(fine_tune, small, t
     with pytest.raises(KeyboardInterrupt):
         fine_tune.fine_tune(stopped, pairs, total=6, checkpoint=checkpoint)
     calls.clear()
-    fine_tune.fine_tune(resumed, pairs, total=6, checkpoint=checkpoint)
+    resumed = fine_tune.fine_tune(resumed, pairs, total=6, checkpoint=checkpoint)
     assert len(calls) == 2
-    expected, found = (train.flatten(fine_tune.weights_of(m._network)) for m in (through, resumed))
+    expected, found = (train.flatten(m.network.weights()) for m in (through, resumed))
     assert [name for name in expected if expected[name].tobytes() != found[name].tobytes()] == []
+
+
+def test_fine_tuning_runs(fine_tune, small, tmp_path, monkeypatch, capsys):
+    _, pairs = small
+    many = [fine_tune.Pair(f"m{i % 8}", pair.sentence, pair.name) for i in range(8) for pair in pairs]
+    monkeypatch.setattr(fine_tune, "documented", lambda: many)
+    monkeypatch.setattr(fine_tune, "MODEL", str(tmp_path / "model"))
+    monkeypatch.setattr(sys, "argv", ["fine_tune.py", "--save", str(tmp_path / "saved")])
+    fine_tune.main()
+    out = capsys.readouterr().out
+    assert "30 functions and classes to learn from; 10 of other modules to find" in out
+    assert [line.split()[0] for line in out.splitlines() if re.search(r"\d%", line)] == ["before", "after"]
+    saved = selfattn.TextEncoder.from_pretrained(tmp_path / "saved")
+    assert fine_tune.line("after", fine_tune.retrieve(saved, fine_tune.split(many)[1])) in out
+    with pytest.raises(SystemExit):
+        fine_tune.main()
+    assert "saved is there already" in capsys.readouterr().err
 
 
 # ---- docs/training.md ----
@@ -355,12 +372,17 @@ def test_fine_tuning_goes_on_after_a_stop_with_the_same_bits(fine_tune, small, t
 def test_the_page_about_training_runs(tmp_path, monkeypatch):
     page = (EXAMPLES.parent / "docs" / "training.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    tiny_models.build(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     variables = {}
     exec("\n".join(blocks), variables)
     assert variables["loss"] < 0.6
     assert variables["first"] == 200
+    saved = selfattn.TextEncoder.from_pretrained(tmp_path / "fine-tuned")
+    np.testing.assert_array_equal(saved.encode("a cat"), variables["model"].encode("a cat"))
+    before = selfattn.TextEncoder.from_pretrained(tmp_path / "model")
+    assert not np.array_equal(saved.encode("a cat"), before.encode("a cat"))
     assert all(
         (EXAMPLES / path).resolve().exists() for path in re.findall(r"\]\(\.\./examples/(.+?)\)", page)
     )

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [ROOT / "tests/c/pool_harness.c", *(ROOT / "csrc" / name for name in ("pool.c", "cores.c", "workspace.c"))]
+SOURCES = [
+    ROOT / "tests/c/pool_harness.c",
+    *(ROOT / "csrc" / name for name in ("pool.c", "cores.c", "workspace.c")),
+]
 FLAGS = [
     "-std=gnu11",
     "-O2",

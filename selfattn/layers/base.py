@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -46,9 +47,13 @@ class Layer:
     def replace(self, weights: Weights) -> Self:
         """A layer with these weights, in the structure of `weights()`, and this one's settings.
 
-        ValueError naming the weight that is missing, unknown, or of another shape.
+        ValueError naming the weight that is missing, unknown, of another shape, or holds NaN or Inf.
         """
         own = self.weights()
+        if not isinstance(weights, Mapping):
+            raise TypeError(
+                f"weights is a {type(weights).__name__}; it must be a dict, as weights() gives it"
+            )
         if weights.keys() != own.keys():
             kind = type(self).__name__
             raise ValueError(f"weights holds {', '.join(weights)}; this {kind} needs {', '.join(own)}")
@@ -75,14 +80,25 @@ def _weights_of(value: Any) -> Any:
 def _replaced(name: str, value: Any, new: Any) -> Any:
     """A field's value with new weights; as_weight checks and keeps the arrays."""
     if isinstance(value, Layer):
-        return value.replace(new)
+        return _replaced_within(name, value, new)
     if isinstance(value, tuple):
+        if not isinstance(new, Sequence):
+            raise TypeError(f"{name} is a {type(new).__name__}; it must be a list, as weights() gives it")
         if len(new) != len(value):
             raise ValueError(f"{name} holds the weights of {len(new)} layers; there are {len(value)}")
-        return [layer.replace(one) for layer, one in zip(value, new, strict=True)]
+        parts = enumerate(zip(value, new, strict=True))
+        return [_replaced_within(f"{name}.{i}", layer, one) for i, (layer, one) in parts]
     if np.shape(new) != value.shape:
         raise ValueError(f"{name} has shape {np.shape(new)}; it replaces one of shape {value.shape}")
     return new
+
+
+def _replaced_within(name: str, layer: Layer, weights: Weights) -> Layer:
+    """layer.replace(weights), whose errors begin with where the layer is."""
+    try:
+        return layer.replace(weights)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}.{error}") from None
 
 
 def _rebuild(cls: type[Layer], values: dict[str, Any]) -> Layer:
@@ -121,6 +137,15 @@ def _is_writable(array: Any) -> bool:
             return True
         array = array.base
     return False
+
+
+def protected(tensor: Array) -> Array:
+    """The array, which nobody else holds, read-only down to its memory: layers need not copy it."""
+    part: Any = tensor
+    while isinstance(part, np.ndarray):
+        part.flags.writeable = False
+        part = part.base
+    return tensor
 
 
 def as_bias(name: str, array: npt.ArrayLike | None, width: int) -> Array | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from selfattn._checks import as_integers
 from selfattn.layers.base import Array
 from selfattn.positions import rotary_embedding
 
@@ -20,14 +21,14 @@ def embedding_backward(grad_y: npt.ArrayLike, ids: npt.ArrayLike, num_rows: int)
     sum is in float64, in an order that its places alone decide, and rounded once to grad_y's dtype. TypeError
     for ids that are not integers; ValueError for shapes that do not fit and for an id outside of the table.
     """
-    grad_y, ids = np.asarray(grad_y), np.asarray(ids)
-    if ids.size and ids.dtype.kind not in "iu":
-        raise TypeError(f"ids has dtype {ids.dtype}; it needs integers")
+    grad_y, ids = np.asarray(grad_y), as_integers("ids", ids)
+    if grad_y.dtype.kind in "biu":
+        raise TypeError(f"grad_y has dtype {grad_y.dtype}; it must be floating")
     if grad_y.shape[:-1] != ids.shape or not grad_y.ndim:
         raise ValueError(
             f"grad_y has shape {grad_y.shape}; with ids of shape {ids.shape} it needs (*ids, width)"
         )
-    flat = ids.reshape(-1).astype(np.intp)
+    flat = ids.reshape(-1)
     bad = flat[(flat < 0) | (flat >= num_rows)]
     if bad.size:
         raise ValueError(f"ids holds {bad[0]}; the table has the rows 0 to {num_rows - 1}")

@@ -41,7 +41,7 @@ class Ragged:
         if lengths is not None and cu_seqlens is not None:
             raise ValueError("lengths and cu_seqlens both given: one is for padded x, the other for packed x")
         if cu_seqlens is not None:
-            return cls(x, _check_cu_seqlens(cu_seqlens, x.shape), leading, None, True)
+            return cls(x, check_cu_seqlens(cu_seqlens, x.shape), leading, None, True)
         batch, seq_len = leading if len(leading) == 2 else (1, *leading)
         if lengths is None:
             bounds = np.arange(batch + 1, dtype=np.int64) * seq_len
@@ -125,7 +125,7 @@ def _check_lengths(lengths: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
     return lengths
 
 
-def _check_cu_seqlens(cu_seqlens: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
+def check_cu_seqlens(cu_seqlens: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
     cu_seqlens = _integers("cu_seqlens", cu_seqlens)
     if len(shape) != 2 or cu_seqlens.ndim != 1 or not cu_seqlens.size:
         raise ValueError(

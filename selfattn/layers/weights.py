@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn.layers.base import Array, Layer
+from selfattn.layers.base import Array, Layer, protected
 
 if TYPE_CHECKING:
     from selfattn.layers.encoder import Encoder
@@ -71,15 +71,8 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     if parts["encoder"].get("class") != "Encoder":
         raise ValueError(f"{path} describes a {parts['encoder'].get('class')}, not an Encoder")
     for tensor in tensors.values():
-        _protect(tensor)
+        protected(tensor)
     return tensors, configuration
-
-
-def _protect(tensor: Any) -> None:
-    """Makes a tensor that nobody else holds read-only, down to its memory: the layers need not copy it."""
-    while isinstance(tensor, np.ndarray):
-        tensor.flags.writeable = False
-        tensor = tensor.base
 
 
 def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from selfattn._checks import as_integers
 from selfattn.layers import Encoder, EncoderLayer, FeedForward, LayerNorm, MultiHeadSelfAttention
+from selfattn.layers.base import Layer, Weights, as_bias, as_weight, same
+from selfattn.layers.ragged import Ragged, check_cu_seqlens
 from selfattn.text.architectures import Configuration
-from selfattn.text.pooling import Floats, Offsets
+from selfattn.text.pooling import Floats
 from selfattn.text.weights import Tensors
 
+if TYPE_CHECKING:
+    from selfattn.layers.gradients import SavedEncoder
 
-@dataclass(frozen=True)
-class Network:
-    """Embedding tables and the encoder.
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedNetwork:
+    """ids and positions (tokens,), and what norm and encoder keep."""
+
+    ids: Ids
+    positions: Ids
+    norm: Floats
+    encoder: tuple[Ragged, SavedEncoder]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Network(Layer):
+    """encoder(norm(word_table[ids] + type_row + position_table[positions])): a layer as all others are.
 
     word_table: (vocab_size, d_model). position_table: (max_length, d_model), row 0 is the first position.
-    type_row: (d_model,), the token type of a single segment, or None. norm: over the sum of the three.
+    type_row: (d_model,), the token type of a single segment, or None. Everywhere, ids (tokens,) are the
+    token numbers of several sequences, one after another; sequence b is ids[cu_seqlens[b]:cu_seqlens[b + 1]].
     """
 
     word_table: Floats
@@ -27,29 +48,111 @@ class Network:
     norm: LayerNorm
     encoder: Encoder
 
-    def embed(self, ids: NDArray[np.int64], cu_seqlens: Offsets, *, num_threads: int | None = None) -> Floats:
-        """Packed token numbers (tokens,) -> the input of the first layer (tokens, d_model)."""
-        positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-        x = self.word_table[ids]
-        if self.type_row is not None:
-            x += self.type_row
-        x += self.position_table[positions]
-        return self.norm(x, num_threads=num_threads)
+    def __post_init__(self) -> None:
+        words, positions = (as_weight(n, getattr(self, n), 2) for n in ("word_table", "position_table"))
+        d_model = self.encoder.d_model
+        widths = {"word_table": words.shape[1], "position_table": positions.shape[1]}
+        same("d_model", **widths, norm=len(self.norm.weight), encoder=d_model)
+        type_row = as_bias("type_row", self.type_row, d_model)
+        self._set(word_table=words, position_table=positions, type_row=type_row)
 
-    def __call__(
-        self, ids: NDArray[np.int64], cu_seqlens: Offsets, *, num_threads: int | None = None
-    ) -> Floats:
-        """Packed token numbers (tokens,), cu_seqlens (batch + 1,) -> token embeddings (tokens, d_model)."""
+    def embed(self, ids: ArrayLike, cu_seqlens: ArrayLike, *, num_threads: int | None = None) -> Floats:
+        """The input of the first layer, (tokens, d_model)."""
+        return self.norm(self._sum(*self._places(ids, cu_seqlens)), num_threads=num_threads)
+
+    def __call__(self, ids: ArrayLike, cu_seqlens: ArrayLike, *, num_threads: int | None = None) -> Floats:
+        """The embedding of every token, (tokens, d_model) float32.
+
+        Raises TypeError or ValueError for ids that are not token numbers, cu_seqlens that do not bound them,
+        and a sequence longer than position_table.
+        """
         x = self.embed(ids, cu_seqlens, num_threads=num_threads)
         return self.encoder(x, cu_seqlens=cu_seqlens, num_threads=num_threads)
 
-    def attention_weights(self, ids: NDArray[np.int64], *, num_threads: int | None = None) -> Floats:
+    def forward(
+        self,
+        ids: ArrayLike,
+        cu_seqlens: ArrayLike,
+        *,
+        recompute: bool = False,
+        num_threads: int | None = None,
+    ) -> tuple[Floats, SavedNetwork]:
+        """The result of the call, to the bit, and what `backward` needs; `recompute` as for an Encoder."""
+        places = self._places(ids, cu_seqlens)
+        x, norm = self.norm.forward(self._sum(*places), num_threads=num_threads)
+        y, encoder = self.encoder.forward(x, None, cu_seqlens, num_threads, recompute=recompute)
+        return y, SavedNetwork(*places, norm, encoder)
+
+    def backward(self, saved: SavedNetwork, grad_y: ArrayLike, *, num_threads: int | None = None) -> Weights:
+        """grad_y (tokens, d_model) -> the gradients as `weights()`; token numbers have none."""
+        from selfattn.functional import column_sums  # here: only those who learn need them
+        from selfattn.layers.embedding import embedding_backward
+
+        grad, of_encoder = self.encoder.backward(saved.encoder, grad_y, num_threads)
+        grad, of_norm = self.norm.backward(saved.norm, grad, num_threads=num_threads)
+        grads: Weights = {
+            "word_table": embedding_backward(grad, saved.ids, len(self.word_table)),
+            "position_table": embedding_backward(grad, saved.positions, len(self.position_table)),
+            "type_row": column_sums(grad, num_threads=num_threads),
+            "norm": of_norm,
+            "encoder": of_encoder,
+        }
+        return {name: grads[name] for name in self.weights()}
+
+    def attention_weights(self, ids: ArrayLike, *, num_threads: int | None = None) -> Floats:
         """Token numbers (length,) of one sequence -> (layers, heads, length, length)."""
-        x = self.embed(ids, np.array([0, len(ids)]), num_threads=num_threads)
+        x = self.embed(ids, [0, np.size(ids)], num_threads=num_threads)
         depth = len(self.encoder.layers) - 1  # what the last layer gives is no layer's input
         inputs = self.encoder.hidden_states(x, num_threads=num_threads, depth=depth)
         pairs = zip(self.encoder.layers, inputs, strict=True)
         return np.stack([layer.attention_weights(x, num_threads=num_threads) for layer, x in pairs])
+
+    def _places(self, ids: ArrayLike, cu_seqlens: ArrayLike) -> tuple[Ids, Ids]:
+        """The row of every token in word_table and in position_table."""
+        rows = as_integers("ids", ids)
+        if rows.ndim != 1:
+            raise ValueError(f"ids has shape {rows.shape}; it needs (tokens,), sequences side by side")
+        bounds = check_cu_seqlens(cu_seqlens, (len(rows), self.encoder.d_model))
+        lengths, most = np.diff(bounds), len(self.position_table)
+        if lengths.max(initial=0) > most:
+            b = lengths.argmax()
+            raise ValueError(f"sequence {b} has {lengths[b]} tokens; this network has {most} positions")
+        if rows.view(np.uint64).max(initial=0) >= len(self.word_table):  # a negative one is a large one
+            bad = rows[(rows < 0) | (rows >= len(self.word_table))][0]
+            raise ValueError(
+                f"ids holds {bad}; the vocabulary has the tokens 0 to {len(self.word_table) - 1}"
+            )
+        return rows, np.arange(len(rows)) - np.repeat(bounds[:-1], lengths)
+
+    def _sum(self, ids: Ids, positions: Ids) -> Floats:
+        x = self.word_table[ids]
+        if self.type_row is not None:
+            x += self.type_row
+        x += self.position_table[positions]
+        return x
+
+
+def checkpoint_tensors(configuration: Configuration, network: Network) -> Iterator[tuple[str, slice, Floats]]:
+    """The inverse of build_network: names of tensors, and what the network has of their rows."""
+    first = configuration.max_positions - configuration.max_length
+    yield "embeddings.word_embeddings.weight", slice(None), network.word_table
+    yield "embeddings.position_embeddings.weight", slice(first, None), network.position_table
+    if network.type_row is not None:
+        yield "embeddings.token_type_embeddings.weight", slice(1), network.type_row[None]
+    for kind in ("weight", "bias"):
+        yield f"embeddings.LayerNorm.{kind}", slice(None), getattr(network.norm, kind)
+        for index, layer in enumerate(network.encoder.layers):
+            for role in configuration.architecture.layer:
+                tensor = _tensor_of(layer, role, kind)
+                yield configuration.layer_tensor(index, role, kind), slice(None), tensor
+
+
+def _tensor_of(layer: EncoderLayer, role: str, kind: str) -> Any:
+    """A layer's tensor as checkpoints have it: role as in `Architecture.layer`, kind "weight" or "bias"."""
+    if role in ("attention_norm", "feed_forward_norm"):
+        return getattr(getattr(layer, role), kind)
+    part = layer.feed_forward if role in ("up", "down") else layer.attention
+    return getattr(part, f"{role}_{kind}").T
 
 
 def build_network(configuration: Configuration, tensors: Tensors) -> Network:

@@ -34,8 +34,9 @@ def pool(tokens: Floats, cu_seqlens: Offsets, modes: tuple[str, ...], *, skip: i
 
     cu_seqlens: (batch + 1,) where each sentence starts, and the end of the last one.
     skip: how many leading tokens of each sentence are left out (a prompt's), though never the last token.
-    A sentence without tokens gets zeros.
+    A sentence without tokens gets zeros. Raises ValueError for a mode that is none of MODES.
     """
+    require_modes(modes)
     batch, d_model = len(cu_seqlens) - 1, tokens.shape[1]
     result = np.zeros((batch, len(modes), d_model), dtype=np.float32)
     for i in range(batch):
@@ -79,10 +80,15 @@ def read_pooling(path: Path, dim: int) -> tuple[tuple[str, ...], bool]:
             raise ValueError(f"{path}: {key}={config[key]!r} does not match the encoder's {dim}")
     modes = config.get("pooling_mode") or _older_modes(config)
     modes = tuple(modes) if isinstance(modes, list | tuple) else (modes,)
+    require_modes(modes, f"{path}: ")
+    return modes, bool(config.get("include_prompt", True))
+
+
+def require_modes(modes: tuple[Any, ...], where: str = "") -> None:
+    """ValueError unless all are in MODES; `where` is what its message begins with."""
     for mode in modes:
         if not isinstance(mode, str) or mode not in MODES:
-            raise ValueError(f"{path}: the pooling mode {mode!r} is not one of {', '.join(MODES)}")
-    return modes, bool(config.get("include_prompt", True))
+            raise ValueError(f"{where}the pooling mode {mode!r} is not one of {', '.join(MODES)}")
 
 
 def _older_modes(config: Mapping[str, Any]) -> tuple[str, ...]:

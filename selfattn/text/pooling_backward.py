@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from selfattn.text.pooling import Floats, Offsets
+from selfattn.text.pooling import Floats, Offsets, require_modes
 
 
 def pool_backward(
@@ -17,9 +17,14 @@ def pool_backward(
 ) -> Floats:
     """grad_y (batch, len(modes) * d_model), of what `pool` gave for the other arguments -> (total, d_model).
 
-    Of equal maxima the first one gets the gradient. Skipped tokens get zeros.
+    Of equal maxima the first one gets the gradient. Skipped tokens get zeros. Raises ValueError for a grad_y
+    of another shape, and for a mode that is none of MODES.
     """
+    require_modes(modes)
     batch, (total, d_model) = len(cu_seqlens) - 1, tokens.shape
+    pooled = (batch, len(modes) * d_model)
+    if grad_y.shape != pooled:
+        raise ValueError(f"grad_y has shape {grad_y.shape}; pool gives {pooled} for these arguments")
     grads = np.zeros((total, d_model), dtype=np.float64)
     for i, of_modes in enumerate(grad_y.astype(np.float64).reshape(batch, len(modes), d_model)):
         first, last = int(cu_seqlens[i]), int(cu_seqlens[i + 1])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from inspect import signature
+from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from selfattn.runtime import resolve_num_threads
-from selfattn.text.architectures import read_configuration
+from selfattn.text.architectures import Configuration, read_configuration
 from selfattn.text.arguments import as_texts, positive_sizes
 from selfattn.text.batches import Batch, make_batches
 from selfattn.text.locate import locate
@@ -23,6 +25,7 @@ from selfattn.text.network import Network, build_network
 from selfattn.text.pooling import Floats, normalize
 from selfattn.text.progress import progress
 from selfattn.text.prompts import SentenceConfiguration, read_sentence_configuration
+from selfattn.text.saving import save_model
 from selfattn.text.similarity import similarity, similarity_pairwise
 from selfattn.text.tokenization import encode_texts, load_tokenizer, read_text_options
 from selfattn.text.weights import load_encoder_tensors
@@ -30,6 +33,7 @@ from selfattn.text.weights import load_encoder_tensors
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+    from selfattn.layers.base import Weights
     from selfattn.view import AttentionMap
 
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings", None)
@@ -52,7 +56,8 @@ class TextEncoder:
     def __init__(
         self,
         name: str,
-        model_type: str,
+        directory: Path,
+        configuration: Configuration,
         network: Network,
         tokenizer: Tokenizer,
         head: Head,
@@ -60,7 +65,8 @@ class TextEncoder:
         max_seq_length: int,
     ) -> None:
         self._name = name
-        self._model_type = model_type
+        self._directory = directory
+        self._configuration = configuration
         self._network = network
         self._tokenizer = tokenizer
         self._head = head
@@ -101,7 +107,7 @@ class TextEncoder:
             cache_folder=cache_folder,
             token=token,
             local_files_only=local_files_only,
-        )
+        ).absolute()
         modules = read_modules(directory)
         check_modules(modules, directory)
         folder = directory / modules[0]["path"]  # the encoder's: in old models a folder of its own
@@ -112,11 +118,37 @@ class TextEncoder:
         head = load_head(modules, directory, configuration.hidden_size)
         network = build_network(configuration, load_encoder_tensors(folder, configuration))
         name = os.fspath(name_or_directory)
-        return cls(name, configuration.model_type, network, tokenizer, head, settings, length)
+        return cls(name, directory, configuration, network, tokenizer, head, settings, length)
 
     def __repr__(self) -> str:
-        layers, d_model = len(self._network.encoder.layers), self._network.encoder.d_model
-        return f"TextEncoder({self._name!r}, {self._model_type}, {layers} layers, {d_model}d, {self._head})"
+        layers, d_model = self._configuration.num_layers, self._configuration.hidden_size
+        kind = self._configuration.model_type
+        return f"TextEncoder({self._name!r}, {kind}, {layers} layers, {d_model}d, {self._head})"
+
+    @property
+    def network(self) -> Network:
+        """What is learned: from token numbers to token embeddings, with `forward`, `backward`, `weights`."""
+        return self._network
+
+    def replace(self, weights: Weights) -> TextEncoder:
+        """A model with these weights, in the structure of `network.weights()`, and all else as here.
+
+        Raises TypeError or ValueError as Layer.replace does.
+        """
+        parts = self._name, self._directory, self._configuration, self._network.replace(weights)
+        tokenizer = copy.deepcopy(self._tokenizer)  # it holds the max_seq_length
+        return TextEncoder(*parts, tokenizer, self._head, self._settings, self.max_seq_length)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes a new directory that `from_pretrained` reads: the same embeddings, to the last bit.
+
+        It holds the files of the model that this one was loaded from, which must still be there, with the
+        weights, float32, and max_seq_length of this one. (What the encoder does not use, a task head, is left
+        out.) It appears at the very end, whole. Raises FileExistsError for a directory that is there and not
+        empty, OSError where it cannot be written, and what `from_pretrained` does for damaged files.
+        """
+        target = Path(directory).expanduser().absolute()
+        save_model(self._directory, target, self._configuration, self._network, self._max_seq_length)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -54,10 +54,15 @@ def load_tokenizer(directory: Path, vocab_size: int, *, lowercase: bool) -> Toke
     return tokenizer
 
 
+def text_options_path(directory: Path) -> Path:
+    """Where max_seq_length stands, or would."""
+    paths = [directory / name for name in SENTENCE_CONFIGS]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
 def read_text_options(directory: Path, limit: int) -> tuple[int, bool]:
     """(max_seq_length, whether texts are lower-cased) of the encoder in `directory`."""
-    paths = [directory / name for name in SENTENCE_CONFIGS]
-    path = next((path for path in paths if path.exists()), paths[0])
+    path = text_options_path(directory)
     config = read_optional_json(path)
     return _max_length(path, config.get("max_seq_length"), limit), bool(config.get("do_lower_case"))
 

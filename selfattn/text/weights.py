@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfattn.layers.base import protected
 from selfattn.text.errors import ModelNotFoundError, WeightsMismatchError, missing_extra
 from selfattn.text.files import read_json, require_file
 
@@ -187,6 +188,7 @@ def _teach_numpy_bfloat16() -> None:
 
 
 def _finite(path: Path, name: str, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+    protected(tensor)
     with np.errstate(over="ignore", invalid="ignore"):
         total = tensor.sum()  # not finite if any element is not; a few times cheaper than asking every one
     if not math.isfinite(total):

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from selfattn._checks import as_integer
+from selfattn.layers.base import protected
 from selfattn.train.optimizer import AdamW
 from selfattn.train.trees import (
     AnyTree,
-    Array,
     Shapes,
     Tree,
     flatten_float32,
+    require_finite,
     require_shapes,
     shapes,
     unflatten,
@@ -44,7 +45,8 @@ def save_checkpoint(
 
     step is the number of steps done, so that a run goes on at it. rng is the generator of the training's
     randomness (what comes next, what is masked, seeds of dropout). Settings such as betas are the program's.
-    Raises ValueError for weights that are not the optimizer's, OSError where the file cannot be written.
+    Raises ValueError for weights that are not the optimizer's and for NaN and Inf, so that a run that went
+    wrong does not overwrite what it could go on from; OSError where the file cannot be written.
     """
     path, step, safetensors = Path(path), as_integer("step", step), _safetensors()
     if step < 0:
@@ -53,6 +55,7 @@ def save_checkpoint(
     require_shapes("weights", shapes(flat), shapes(optimizer.first_moments), "the optimizer")
     parts = zip(SECTIONS, (flat, optimizer.first_moments, optimizer.second_moments), strict=True)
     tensors = {f"{section}.{n}": np.asarray(t, order="C") for section, part in parts for n, t in part.items()}
+    require_finite(str(path), tensors)
     state = {
         "step": step,
         "optimizer_steps": optimizer.steps,
@@ -81,8 +84,8 @@ def load_checkpoint(
 
     `optimizer` and `rng` take their state from the file, in place; without them it is not read. The arrays
     are read-only, so that layer.replace takes them without a copy. Raises FileNotFoundError; ValueError,
-    naming the entry, for names and shapes that are not those of `weights`, for a file that is truncated or
-    not a checkpoint, and for a generator of another kind. After an error nothing has changed.
+    naming the entry, for names and shapes that are not those of `weights`, for NaN and Inf, for a file that
+    is truncated or not a checkpoint, and for a generator of another kind. After an error nothing has changed.
     """
     path, flat = Path(path), flatten_float32("weights", weights)
     sections = ("weights",) if optimizer is None else SECTIONS
@@ -93,6 +96,7 @@ def load_checkpoint(
         state = _read_state(path, file.metadata() or {})
         require_shapes(str(path), _float32_shapes(path, file, sections), expected, "the model")
         tensors = {name: file.get_tensor(name) for name in expected}
+    require_finite(str(path), tensors)
     if rng is not None:
         _restore(path, state["rng"], _require_generator(rng))
     if optimizer is not None:
@@ -100,7 +104,7 @@ def load_checkpoint(
             np.copyto(optimizer.first_moments[name], tensors[f"first_moment.{name}"])
             np.copyto(optimizer.second_moments[name], tensors[f"second_moment.{name}"])
         optimizer.steps = state["optimizer_steps"]
-    loaded = {name: _protected(tensors[f"weights.{name}"]) for name in flat}
+    loaded = {name: protected(tensors[f"weights.{name}"]) for name in flat}
     return unflatten(loaded, weights), state["step"]
 
 
@@ -150,25 +154,18 @@ def _restore(path: Path, state: Any, rng: np.random.Generator) -> None:
         raise ValueError(
             f"{path} has the state of a {found} but rng is a {kind}; pass the kind it was saved of"
         )
+    spare = type(rng.bit_generator)()  # a state that is refused half way has been taken half way
     try:
-        rng.bit_generator.state = state
+        spare.state = state
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} holds a random state that {kind} does not take: {error!r}") from error
+    rng.bit_generator.state = spare.state
 
 
 def _require_generator(rng: Any) -> np.random.Generator:
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"rng is a {type(rng).__name__}; it must be a Generator: numpy.random.default_rng(0)")
     return rng
-
-
-def _protected(tensor: Array) -> Array:
-    """The tensor, which nobody else holds, read-only down to its memory: layers need not copy it."""
-    part: Any = tensor
-    while isinstance(part, np.ndarray):
-        part.flags.writeable = False
-        part = part.base
-    return tensor
 
 
 def _safetensors() -> Any:

@@ -8,7 +8,16 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from selfattn._checks import as_number
-from selfattn.train.trees import AnyTree, Array, Tree, flatten_float32, require_shapes, shapes, unflatten
+from selfattn.train.trees import (
+    AnyTree,
+    Array,
+    Tree,
+    flatten_float32,
+    require_finite,
+    require_shapes,
+    shapes,
+    unflatten,
+)
 
 BLOCK = 1 << 14  # numbers worked on at a time: what is read and written for them stays in the L2 cache
 FLUSH_EVERY = 64  # steps
@@ -47,6 +56,8 @@ class AdamW:
         elif unknown := [name for name in no_decay if name not in flat]:
             raise ValueError(f"no_decay names {unknown[0]!r}, which is not an entry of the weights")
         self.lr = _as_rate("lr", lr)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas={betas!r} must be a pair: betas=(0.9, 0.999)")
         self.betas = _as_beta("betas[0]", betas[0]), _as_beta("betas[1]", betas[1])
         self.eps = _as_rate("eps", eps)
         if not self.eps:
@@ -119,13 +130,12 @@ def clip_gradients(grads: Tree, max_norm: float) -> float:
     squares = {name: _sum_of_squares(grad) for name, grad in flat.items()}
     for name, square in squares.items():
         if not math.isfinite(square):
-            bad = flat[name].size - int(np.isfinite(flat[name]).sum())
-            raise ValueError(f"grads: {name} holds {bad} NaN or Inf among its {flat[name].size} values")
+            require_finite("grads", {name: flat[name]})
         if not flat[name].flags.writeable:
             raise ValueError(f"grads: {name} is read-only, but clipping writes to it: .copy()")
     norm = math.sqrt(math.fsum(squares.values()))
     if norm > limit:
-        for grad in flat.values():
+        for grad in {id(grad): grad for grad in flat.values()}.values():  # one that stands twice, once
             np.multiply(grad, np.float32(limit / norm), out=grad)
     return norm
 

@@ -87,6 +87,13 @@ def flatten_float32(what: str, tree: Tree) -> dict[str, Array]:
     return flat
 
 
+def require_finite(what: str, flat: Mapping[str, Array]) -> None:
+    """ValueError naming `what` and the first entry that holds NaN or Inf."""
+    for name, array in flat.items():
+        if bad := array.size - np.count_nonzero(np.isfinite(array)):
+            raise ValueError(f"{what}: {name} holds {bad} NaN or Inf among its {array.size} values")
+
+
 def shapes(flat: Mapping[str, Array]) -> Shapes:
     """The shape of every entry."""
     return {name: array.shape for name, array in flat.items()}

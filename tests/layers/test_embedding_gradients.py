@@ -49,8 +49,12 @@ def test_no_places_give_zeros():
 
 def test_places_that_do_not_fit(rng):
     grad_y = np.zeros((3, 2))
-    with pytest.raises(TypeError, match="ids has dtype float64; it needs integers"):
+    with pytest.raises(TypeError, match="ids has dtype float64; it must be integers"):
         embedding_backward(grad_y, np.zeros(3), 4)
+    with pytest.raises(ValueError, match="ids holds 9223372036854775808, which is beyond int64"):
+        embedding_backward(grad_y, np.full(3, 2**63, np.uint64), 4)
+    with pytest.raises(TypeError, match="grad_y has dtype int64; it must be floating"):
+        embedding_backward(grad_y.astype(np.int64), np.zeros(3, int), 4)
     with pytest.raises(ValueError, match=r"grad_y has shape \(3, 2\); with ids of shape \(2,\)"):
         embedding_backward(grad_y, np.zeros(2, int), 4)
     for bad in (-1, 4):

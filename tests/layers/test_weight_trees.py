@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 from layers.derivatives import leaves
 from layers.makers import encoder, grouped, layer, norm, random_cell, same_bits, words
@@ -40,9 +41,18 @@ def test_weights_that_do_not_fit_the_layer(rng):
     weights = stack.weights()
     del weights["layers"][1]["feed_forward"]["up_bias"]
     with pytest.raises(
-        ValueError, match="weights holds up_weight, down_weight, down_bias; this FeedForward needs"
+        ValueError,
+        match=r"layers\.1\.feed_forward\.weights holds up_weight, down_weight, down_bias; this FeedFor",
     ):
         stack.replace(weights)
+    weights = stack.weights()
+    weights["layers"][1]["attention"]["key_weight"] = np.full((24, 12), np.nan, np.float32)
+    with pytest.raises(ValueError, match=r"^layers\.1\.attention\.key_weight holds 288 NaN or Inf"):
+        stack.replace(weights)
+    with pytest.raises(TypeError, match=r"^layers\.0\.weights is a list; it must be a dict"):
+        stack.replace({"layers": [[], []]})
+    with pytest.raises(TypeError, match="layers is a int; it must be a list"):
+        stack.replace({"layers": 2})
     with pytest.raises(ValueError, match="layers holds the weights of 1 layers; there are 2"):
         stack.replace({"layers": stack.weights()["layers"][:1]})
     cell = random_cell(rng)

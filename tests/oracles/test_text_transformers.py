@@ -113,3 +113,18 @@ def test_attention_map(model: TextEncoder) -> None:
     np.testing.assert_allclose(
         ours.weights, np.concatenate([each.numpy() for each in theirs]), rtol=0, atol=5e-6
     )
+
+
+def test_a_model_with_other_weights_is_saved_for_transformers_too(model: TextEncoder, tmp_path: Path) -> None:
+    weights = model.network.weights()
+    other = model.replace(weights | {"word_table": weights["word_table"][::-1]})
+    other.save_pretrained(tmp_path / "saved")
+    oracle = transformers.AutoModel.from_pretrained(tmp_path / "saved", attn_implementation="eager").eval()
+    text = "The pizza came out of the oven and it tasted good"
+    ids = torch.tensor([model.tokenizer.encode(text).ids])
+    with one_thread(), torch.inference_mode():
+        expected = oracle(input_ids=ids).last_hidden_state[0].numpy()
+    assert expected.dtype == np.float32
+    tokens = other.encode(text, output_value="token_embeddings")
+    np.testing.assert_allclose(tokens, expected, rtol=0, atol=2e-5)
+    assert np.abs(tokens - model.encode(text, output_value="token_embeddings")).max() > 0.1

@@ -304,7 +304,7 @@ def test_attention_map_shows_what_the_layers_compute(model: TextEncoder) -> None
     """The first layer's context, rebuilt from the weights that are shown, gives the first layer's output."""
     encoding = model.tokenizer.encode("The pizza came out of the oven")
     weights = model.attention_map("The pizza came out of the oven").weights[0]
-    network = model._network
+    network = model.network
     x, after = network.encoder.hidden_states(
         network.embed(np.array(encoding.ids), np.array([0, len(encoding)]))
     )[:2]

@@ -55,6 +55,20 @@ def test_of_equal_maxima_the_first_counts():
     np.testing.assert_array_equal(grads, [[0], [5], [0]])
 
 
+def test_what_pool_did_not_give_is_refused(rng, tokens):
+    for wrong in [(5, 6), (4, 12), (12, 5)]:
+        with pytest.raises(
+            ValueError, match=rf"grad_y has shape \({wrong[0]}, {wrong[1]}\); pool gives \(5, 12\)"
+        ):
+            pool_backward(np.ones(wrong, np.float32), tokens, BOUNDS, ("mean", "max"))
+    with pytest.raises(ValueError, match="the pooling mode 'average' is not one of cls, max, mean"):
+        pool_backward(np.ones((5, 6), np.float32), tokens, BOUNDS, ("average",))
+    with pytest.raises(ValueError, match="the pooling mode 'average' is not one of cls, max, mean"):
+        pool(tokens, BOUNDS, ("average",))
+    with pytest.raises(ValueError, match="the pooling mode 'm' is not one of"):
+        pool(tokens, BOUNDS, "mean")
+
+
 def test_normalizing(rng):
     x = rng.standard_normal((4, 6))
     grad_y = rng.standard_normal((4, 6)).astype(np.float32)

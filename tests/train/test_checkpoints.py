@@ -160,6 +160,38 @@ def test_damaged_files_are_refused_by_name(saved, change, message):
     assert_refused(path, ValueError, message)
 
 
+@pytest.mark.parametrize("section", ["weights", "first_moment", "second_moment"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused_by_name(saved, section, number):
+    path, _ = saved
+
+    def change(tensors, state, metadata):
+        tensors[f"{section}.embedding"][3, 4] = number
+
+    rewrite(path, change)
+    assert_refused(path, ValueError, rf"{section}\.embedding holds 1 NaN or Inf among its 480 values")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (np.random.MT19937, lambda s: s["state"].update(pos="x")),
+        (np.random.MT19937, lambda s: s["state"]["key"].pop()),
+        (np.random.Philox, lambda s: s.pop("uinteger")),
+        (np.random.Philox, lambda s: s["state"].update(counter=[1, 2])),
+    ],
+)
+def test_a_random_state_is_taken_whole_or_not_at_all(tmp_path, kind, change):
+    weights, optimizer, rng = start(kind=kind)
+    save_checkpoint(tmp_path / "run", weights, optimizer, 0, rng)
+    rewrite(tmp_path / "run", lambda tensors, state, metadata: change(state["rng"]))
+    other = np.random.Generator(kind(8))
+    before = str(other.bit_generator.state)
+    with pytest.raises(ValueError, match=f"a random state that {kind.__name__} does not take"):
+        load_checkpoint(tmp_path / "run", weights, optimizer, other)
+    assert str(other.bit_generator.state) == before
+
+
 def test_truncated_and_foreign_files(saved):
     path, _ = saved
     whole = path.read_bytes()
@@ -215,6 +247,16 @@ def test_saving_replaces_the_old_file_at_the_end(saved, monkeypatch):
     monkeypatch.undo()
     save_checkpoint(path, weights, optimizer, 6, rng)
     assert load_checkpoint(path, weights)[1] == 6
+
+
+def test_a_run_that_went_wrong_does_not_replace_what_it_could_go_on_from(saved):
+    path, (weights, optimizer, rng) = saved
+    before = path.read_bytes()
+    weights["layers"][0]["bias"] = np.full(12, np.nan, np.float32)
+    with pytest.raises(ValueError, match=r"weights\.layers\.0\.bias holds 12 NaN or Inf among its 12 values"):
+        save_checkpoint(path, weights, optimizer, 6, rng)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_saving_refuses(tmp_path):

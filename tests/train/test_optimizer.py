@@ -164,6 +164,8 @@ def test_wrong_weights_are_named():
         ({"lr": -1.0}, ValueError, r"lr=-1\.0 must not be negative"),
         ({"lr": "1"}, TypeError, "lr='1' must be a number"),
         ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\]=1\.0 must be in \[0, 1\)"),
+        ({"betas": (0.9,)}, TypeError, r"betas=\(0\.9,\) must be a pair"),
+        ({"betas": 0.9}, TypeError, "betas=0.9 must be a pair"),
         ({"eps": 0.0}, ValueError, "eps=0 makes NaN"),
         ({"weight_decay": float("nan")}, ValueError, "weight_decay=nan must be finite"),
         ({"no_decay": ["embeding"]}, ValueError, "no_decay names 'embeding'"),
@@ -191,6 +193,13 @@ def test_clipping_scales_to_the_norm(rng):
     for name, grad in grads.items():
         assert_same_bits(grad, before[name] * np.float32(2.0 / exact))
     assert clip_gradients(grads, 1e9) == pytest.approx(2.0, rel=1e-6)
+
+
+def test_an_array_that_stands_twice_is_scaled_once():
+    """One array for two weights that are tied: it counts twice in the norm."""
+    tied = np.full(8, 3.0, np.float32)
+    assert clip_gradients({"input": tied, "output": tied}, 1.0) == pytest.approx(12.0)
+    np.testing.assert_allclose(tied, 3 / 12, rtol=1e-6)
 
 
 def test_what_is_short_enough_is_left_alone(rng):
