@@ -32,6 +32,12 @@ int sa_use(const char *isa)
     return -1;
 }
 
+const struct sa_kernels *sa_for_products(const struct sa_kernels *kernels, int bfloat16)
+{
+    const struct sa_kernels *halves = bfloat16 ? kernels->bfloat16 : NULL;
+    return halves && halves->runs_here() ? halves : kernels;
+}
+
 const struct sa_kernels *sa_active(void)
 {
     return active ? active : (active = sa_available(0));

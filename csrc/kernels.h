@@ -138,6 +138,7 @@ struct sa_kernels {
     const char *isa;
     int lanes;                        /* numbers per vector */
     int number_bytes;                 /* 4, or 8 for the float64 kernels */
+    int terms;                        /* products of a step: 1, or 2 for the bfloat16 kernels */
     ptrdiff_t panel_width;            /* columns of one packed panel of weights */
     int (*runs_here)(void);           /* do this CPU and its operating system support it? */
     const struct sa_kernels *float64; /* the same in float64 */
@@ -155,7 +156,9 @@ struct sa_kernels {
 
     void (*pack_weights)(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
                          void *packed);
-    void (*linear)(const struct sa_linear *, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1);
+    size_t (*linear_workspace)(ptrdiff_t rows, ptrdiff_t depth);
+    void (*linear)(const struct sa_linear *, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1,
+                   void *workspace);
     size_t (*weight_gradient_workspace)(void);
     void (*weight_gradient)(const struct sa_weight_gradient *, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t in0,
                             ptrdiff_t in1, ptrdiff_t panel0, ptrdiff_t panel1, void *workspace);
@@ -177,6 +180,8 @@ extern const struct sa_kernels sa_kernels_baseline, sa_kernels_avx2, sa_kernels_
 extern const struct sa_kernels sa_kernels_baseline_float64, sa_kernels_avx2_float64, sa_kernels_avx512_float64,
     sa_kernels_neon_float64, sa_kernels_avx512_bfloat16;
 
+/* Those that multiply pairs of bfloat16, if it is asked for and this processor does. */
+const struct sa_kernels *sa_for_products(const struct sa_kernels *, int bfloat16);
 const struct sa_kernels *sa_active(void);
 const struct sa_kernels *sa_available(int index); /* best first; NULL past the end */
 int sa_use(const char *isa);                      /* 0, or -1 if that instruction set cannot run here */

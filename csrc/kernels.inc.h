@@ -6,10 +6,10 @@
 #include "tile.inc.h"
 #include "attention.inc.h"
 #include "weights.inc.h"
-#ifndef SA_BFLOAT16_KERNELS
-#include "backward.inc.h"
 #include "activation.inc.h"
 #include "linear.inc.h"
+#ifndef SA_BFLOAT16_KERNELS
+#include "backward.inc.h"
 #include "norm.inc.h"
 #include "gradients.inc.h"
 #include "weight_gradient.inc.h"
@@ -36,6 +36,7 @@ const struct sa_kernels SA_TABLE() = {
     .isa = SA_TEXT(SA_ISA),
     .lanes = LANES,
     .number_bytes = sizeof(real),
+    .terms = TERMS,
     .panel_width = PANEL_LANES,
     .runs_here = runs_here,
     .attention_workspace = attention_workspace,
@@ -43,16 +44,17 @@ const struct sa_kernels SA_TABLE() = {
     .attention_weights = attention_weights,
     .row_statistics = row_statistics,
     .column_sums = column_sums,
+    .pack_weights = pack_weights,
+    .linear_workspace = linear_workspace,
+    .linear = linear,
+    .activate = activate,
+    .gate = gate,
 #ifndef SA_BFLOAT16_KERNELS
     .backward_workspace = backward_workspace,
     .attention_backward = attention_backward,
-    .pack_weights = pack_weights,
-    .linear = linear,
     .weight_gradient_workspace = weight_gradient_workspace,
     .weight_gradient = weight_gradient,
     .norm = norm,
-    .activate = activate,
-    .gate = gate,
     .activation_backward = activation_backward,
     .norm_backward = norm_backward,
     .sum_rows = sum_rows,

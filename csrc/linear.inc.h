@@ -1,5 +1,6 @@
 /* linear.inc.h -- y = act(x W + b) + residual. W is packed once, when a model is loaded: panels of PANEL_LANES columns,
- * each depth x width with contiguous lanes (the last one padded with zeros to whole vectors). */
+ * each steps(depth) x width with contiguous lanes (the last one padded with zeros to whole vectors). Where a step takes
+ * pairs, those of W are pairs of rows, and x is rounded to bfloat16 into the workspace, its pairs side by side. */
 
 INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
 {
@@ -7,15 +8,19 @@ INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
     return (int)((columns + LANES - 1) / LANES);
 }
 
-/* LANES columns, each of them LANES contiguous numbers, become rows. */
-INLINE void pack_block(const char *from, ptrdiff_t col, real *to, ptrdiff_t stride)
+/* Up to LANES rows of up to LANES columns of W, from `from` on: block[row]; zeros where there are none. */
+INLINE void load_block(const char *from, ptrdiff_t row, ptrdiff_t col, ptrdiff_t rows, ptrdiff_t columns,
+                       vreal block[LANES])
 {
-    vreal block[LANES];
-    for (int i = 0; i < LANES; ++i)
-        block[i] = vload((const real *)(from + i * col));
-    vtranspose(block);
-    for (int i = 0; i < LANES; ++i)
-        vstore(to + i * stride, block[i]);
+    if (row == (ptrdiff_t)sizeof(real)) { /* a transposed weight: its columns are contiguous */
+        const char *lines[LANES];
+        for (int i = 0; i < LANES; ++i)
+            lines[i] = from + smaller(i, columns - 1) * col;
+        load_turned(lines, columns, 0, row, rows, SA_REAL, block);
+    } else {
+        for (int i = 0; i < LANES; ++i)
+            block[i] = i < rows ? load_row(from + i * row, col, columns, SA_REAL) : vsplat(0.0f);
+    }
 }
 
 static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
@@ -23,20 +28,17 @@ static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdi
 {
     real *to = packed;
     for (ptrdiff_t panel = 0; panel * PANEL_LANES < width; ++panel) {
-        int lanes = panel_vectors(width, panel) * LANES, columns = (int)smaller(lanes, width - panel * PANEL_LANES);
-        const char *from = weight + panel * PANEL_LANES * col;
-        ptrdiff_t p = 0;
-        if (row == sizeof(real) && columns == lanes) /* a transposed weight: square blocks turn in registers */
-            for (; p + LANES <= depth; p += LANES, from += LANES * row, to += LANES * lanes)
-                for (int i = 0; i < lanes; i += LANES)
-                    pack_block(from + i * col, col, to + i, lanes);
-        for (; p < depth; ++p, from += row, to += lanes) {
-            memset(to + columns, 0, (size_t)(lanes - columns) * sizeof(real));
-            if (col == sizeof(real))
-                memcpy(to, from, (size_t)columns * sizeof(real));
-            else
-                for (int i = 0; i < columns; ++i)
-                    to[i] = *(const scalar_any *)(from + i * col);
+        ptrdiff_t lanes = panel_vectors(width, panel) * LANES, first = panel * PANEL_LANES;
+        for (ptrdiff_t p = 0; p < depth; p += LANES) {
+            ptrdiff_t rows = smaller(LANES, depth - p);
+            for (ptrdiff_t i = 0; i < lanes; i += LANES) {
+                vreal block[LANES];
+                load_block(weight + p * row + (first + i) * col, row, col, rows, smaller(LANES, width - first - i),
+                           block);
+                for (ptrdiff_t j = 0; j < steps(rows); ++j)
+                    vstore(to + j * lanes + i, vpair(block[j * TERMS], block[j * TERMS + TERMS - 1]));
+            }
+            to += steps(rows) * lanes;
         }
     }
 }
@@ -95,24 +97,62 @@ static void finish(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
 
 enum { ROW_CHUNK = 48 }; /* rows whose sums wait in scratch for what follows them: in L1 */
 
-static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1)
+static size_t linear_workspace(ptrdiff_t rows, ptrdiff_t depth)
+{
+    return TERMS == 2 ? (size_t)(rows * steps(depth)) * sizeof(real) : 0;
+}
+
+/* Rows of x as the products take them: as they lie, or as pairs. */
+#ifdef SA_BFLOAT16_KERNELS
+static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, void *workspace)
+{
+    real *to = workspace;
+    for (ptrdiff_t row = row0; row < row1; ++row, to += steps(l->depth)) {
+        const real *x = (const real *)l->x + row * l->x_stride;
+        ptrdiff_t i = 0;
+        for (; i + 2 * LANES <= l->depth; i += 2 * LANES)
+            vstore(to + i / 2, vneighbours(vload(x + i), vload(x + i + LANES)));
+        ptrdiff_t n = l->depth - i;
+        vreal first = vload_first(x + i, smaller(LANES, n)), second = vload_first(x + i + LANES, larger(0, n - LANES));
+        vstore_first(to + i / 2, vneighbours(first, second), steps(n));
+    }
+    return (struct operand){workspace, steps(l->depth) * (ptrdiff_t)sizeof(real), sizeof(real)};
+}
+#else
+static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, void *workspace)
+{
+    (void)row1, (void)workspace;
+    return (struct operand){(const char *)((const real *)l->x + row0 * l->x_stride),
+                            l->x_stride * (ptrdiff_t)sizeof(real), sizeof(real)};
+}
+#endif
+
+/* Some columns of the rows of a matrix, if there is one. */
+INLINE struct ahead part_of_rows(const void *matrix, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column,
+                                 ptrdiff_t columns)
+{
+    if (!matrix) return (struct ahead){NULL, 0, 0};
+    const real *first = (const real *)matrix + row * stride + column;
+    return (struct ahead){(const char *)first, stride * (ptrdiff_t)sizeof(real), columns * (ptrdiff_t)sizeof(real)};
+}
+
+static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1,
+                   void *workspace)
 {
     real scratch[ROW_CHUNK * PANEL_LANES] __attribute__((aligned(64)));
+    const struct operand rows = linear_rows(l, row0, row1, workspace);
     for (ptrdiff_t panel = panel0; panel < panel1; ++panel) {
         int nv = panel_vectors(l->width, panel);
-        const real *packed = (const real *)l->packed + panel * PANEL_LANES * l->depth;
+        const real *packed = (const real *)l->packed + panel * PANEL_LANES * steps(l->depth);
         ptrdiff_t column = panel * PANEL_LANES, columns = smaller(PANEL_LANES, l->width - column);
         struct panel c = {scratch, nv * LANES};
         for (ptrdiff_t row = row0; row < row1; row += ROW_CHUNK) {
             ptrdiff_t last = smaller(row + ROW_CHUNK, row1);
-            struct operand x = {(const char *)((const real *)l->x + row * l->x_stride),
-                                l->x_stride * (ptrdiff_t)sizeof(real), sizeof(real)};
-            ptrdiff_t bytes = sizeof(real);
-            struct ahead ahead[2] = {
-                {(const char *)((const real *)l->y + row * l->y_stride + column), l->y_stride * bytes, columns * bytes},
-                {(const char *)((const real *)l->residual + row * l->residual_stride + column),
-                 l->residual_stride * bytes, l->residual ? columns * bytes : 0}};
-            multiply_long(nv, last - row, l->depth, SA_LINEAR_CHAIN, x, packed, nv * LANES, c, NULL, ahead);
+            struct operand x = {rows.data + (row - row0) * rows.row, rows.row, rows.col};
+            struct ahead finished[2] = {part_of_rows(l->y, l->y_stride, row, column, columns),
+                                        part_of_rows(l->residual, l->residual_stride, row, column, columns)};
+            multiply_long(nv, last - row, steps(l->depth), SA_LINEAR_CHAIN / TERMS, x, packed, nv * LANES, c, NULL,
+                          finished);
             finish(l, row, last, column, columns, c);
         }
     }

@@ -17,7 +17,11 @@ static int linear_task(void *context, ptrdiff_t index)
     ptrdiff_t row0 = index / job->tasks_per_block * LINEAR_ROWS;
     ptrdiff_t panel0 = index % job->tasks_per_block * job->panels_per_task;
     ptrdiff_t row1 = row0 + LINEAR_ROWS, panel1 = panel0 + job->panels_per_task;
-    job->kernels->linear(job->args, row0, smaller(row1, job->args->rows), panel0, smaller(panel1, job->panels));
+    size_t bytes = job->kernels->linear_workspace(LINEAR_ROWS, job->args->depth);
+    void *workspace = bytes ? sa_workspace(bytes) : NULL;
+    if (bytes && !workspace) return SA_NO_MEMORY;
+    job->kernels->linear(job->args, row0, smaller(row1, job->args->rows), panel0, smaller(panel1, job->panels),
+                         workspace);
     return SA_OK;
 }
 
@@ -44,10 +48,10 @@ struct pack_job {
 static int pack_task(void *context, ptrdiff_t panel)
 {
     const struct pack_job *job = context;
-    ptrdiff_t column = panel * job->kernels->panel_width;
+    ptrdiff_t column = panel * job->kernels->panel_width, steps = task_count(job->depth, job->kernels->terms);
     job->kernels->pack_weights(job->weight + column * job->col, job->row, job->col, job->depth,
                                smaller(job->kernels->panel_width, job->width - column),
-                               job->packed + column * job->depth * job->kernels->number_bytes);
+                               job->packed + column * steps * job->kernels->number_bytes);
     return SA_OK;
 }
 

@@ -188,7 +188,7 @@ int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention
                      int num_threads)
 {
     if (a->dtype == SA_FLOAT64) kernels = kernels->float64;
-    if (a->bfloat16 && kernels->bfloat16 && kernels->bfloat16->runs_here()) kernels = kernels->bfloat16;
+    kernels = sa_for_products(kernels, a->bfloat16);
     struct attention_job job = {
         .kernels = kernels,
         .args = a,

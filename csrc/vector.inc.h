@@ -179,12 +179,16 @@ INLINE vreal vterm(vreal a, vreal b, vreal c)
 {
     return (vreal)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
 }
+/* The pairs of neighbours among 2 LANES numbers, and the pairs of two vectors' lanes. */
+INLINE vreal vneighbours(vreal first, vreal second)
+{
+    return (vreal)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+}
 INLINE vreal vpair(vreal first, vreal second)
 {
     static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-    return (vreal)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), halves);
+    return (vreal)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)vneighbours(first, second));
 }
 #else
 enum { TERMS = 1 };

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfattn import _kernels
-from selfattn._checks import as_integer, as_number
+from selfattn._checks import as_integer, as_number, as_precision
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
     from typing import Protocol, TypedDict
@@ -256,11 +256,7 @@ def options(
         logits = given["sinks"] = _per_head("sinks", sinks, num_heads)
         finite = np.where(logits == -np.inf, 0, logits)
         _require_finite("sinks", finite, arithmetic(dtype), "; -inf is no sink")
-    if precision is not None:
-        if precision != "bfloat16":
-            raise ValueError(f'precision={precision!r} must be None or "bfloat16"')
-        if dtype == _FLOAT64:
-            raise ValueError('precision="bfloat16" with float64 arrays: pass float32 ones, or no precision')
+    if as_precision(precision, dtype):
         given["bfloat16"] = True
     return factor, given
 

@@ -41,6 +41,17 @@ def as_number(name: str, value: Any, dtype: np.dtype[Any] = FLOAT32) -> float:
     return number
 
 
+def as_precision(precision: Any, dtype: np.dtype[Any] = FLOAT32) -> bool:
+    """Whether the factors of products are to be rounded to bfloat16."""
+    if precision is None:
+        return False
+    if precision != "bfloat16":
+        raise ValueError(f'precision={precision!r} must be None or "bfloat16"')
+    if dtype == np.float64:
+        raise ValueError('precision="bfloat16" with float64 arrays: pass float32 ones, or no precision')
+    return True
+
+
 def as_integers(name: str, x: npt.ArrayLike) -> Int64:
     """Integers in any form, lists too, as an int64 C-contiguous copy: what was checked is what counts."""
     try:

@@ -119,6 +119,7 @@ cdef extern from "kernels.h" nogil:
         const char *isa
         int lanes
         int number_bytes
+        int terms
         ptrdiff_t panel_width
         const sa_kernels *float64
         const sa_kernels *bfloat16
@@ -129,6 +130,7 @@ cdef extern from "kernels.h" nogil:
 
 cdef const sa_kernels *active_kernels() noexcept nogil
 cdef const sa_kernels *kernels_for(x) except NULL
+cdef const sa_kernels *product_kernels(bint bfloat16) noexcept nogil
 cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int threads) noexcept nogil
 cdef int run_linear(const sa_kernels *kernels, const sa_linear *args, int threads) noexcept nogil
 cdef int run_norm(const sa_kernels *kernels, const sa_norm *args, int threads) noexcept nogil

@@ -12,6 +12,7 @@ import numpy as np
 
 cdef extern from "kernels.h" nogil:
     const sa_kernels *sa_active()
+    const sa_kernels *sa_for_products(const sa_kernels *, int bfloat16)
     const sa_kernels *sa_available(int index)
     int sa_use(const char *isa)
     int sa_attention_run(const sa_kernels *, const sa_attention *, sa_result, int threads)
@@ -126,6 +127,10 @@ cdef const sa_kernels *active_kernels() noexcept nogil:
     return sa_active()
 
 
+cdef const sa_kernels *product_kernels(bint bfloat16) noexcept nogil:
+    return sa_for_products(sa_active(), bfloat16)
+
+
 cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int threads) noexcept nogil:
     return sa_attention_run(kernels, args, SA_ATTENTION, threads)
 
@@ -182,9 +187,9 @@ cdef void *data_of(object array) except? NULL:
 
 
 cdef ptrdiff_t packed_size(const sa_kernels *kernels, object weight):
-    """How many numbers the panels of a (depth, width) weight take: whole vectors, in whole cache lines."""
+    """The memory, in numbers, of the panels of a (depth, width) weight: whole vectors, in whole cache lines."""
     cdef ptrdiff_t depth = weight.shape[0], width = weight.shape[1], lanes = kernels.lanes
-    return (depth * ((width + lanes - 1) // lanes * lanes) + 15) // 16 * 16
+    return ((depth + kernels.terms - 1) // kernels.terms * ((width + lanes - 1) // lanes * lanes) + 15) // 16 * 16
 
 
 cdef int pack(const sa_kernels *kernels, object weight, void *packed, int threads=1) except -1:
@@ -214,9 +219,9 @@ cdef const sa_kernels *kernels_for(x) except NULL:
     return sa_active().float64 if dtype_of(x) == SA_FLOAT64 else sa_active()
 
 
-def linear(x not None, weight not None, bias, str activation, int num_threads):
+def linear(x not None, weight not None, bias, str activation, int num_threads, bint bfloat16=False):
     """act(x @ weight + bias): x (..., depth); weight (depth, width) of any strides, packed here and now."""
-    cdef const sa_kernels *kernels = kernels_for(x)
+    cdef const sa_kernels *kernels = product_kernels(True) if bfloat16 else kernels_for(x)
     cdef sa_linear args
     cdef int status
     x = np.ascontiguousarray(x)
@@ -291,10 +296,13 @@ def silu(x not None, int num_threads=1):
 # ---- yardsticks ----
 
 
-def measure_peak(double seconds=0.2):
-    """GFLOP/s of multiply-adds on one thread, with the active instruction set: the best of rounds within `seconds`."""
+def measure_peak(double seconds=0.2, bint bfloat16=False):
+    """GFLOP/s of multiply-adds on one thread, with the active instruction set: the best of rounds within `seconds`.
+
+    With `bfloat16`, of products of bfloat16, if this processor has them.
+    """
     import time
-    cdef const sa_kernels *kernels = sa_active()
+    cdef const sa_kernels *kernels = product_kernels(bfloat16)
     cdef double best = 0.0, flops
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

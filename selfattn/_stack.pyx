@@ -8,7 +8,7 @@ import numpy as np
 
 from selfattn._kernels cimport (
     SA_CAUSAL_TOP_LEFT, SA_IDENTITY, SA_NOT_CAUSAL, SA_NO_MEMORY, SA_OK,
-    active_kernels, activation_code, aligned, data_of, pack, packed_size, raise_status,
+    active_kernels, activation_code, aligned, data_of, pack, packed_size, product_kernels, raise_status,
     run_attention, run_gate, run_linear, run_norm,
     sa_activation, sa_attention, sa_causal, sa_kernels, sa_linear, sa_norm,
 )
@@ -46,9 +46,14 @@ cdef ptrdiff_t GROUP_TOKENS = 384  # activations of so many tokens stay in the L
 
 
 cdef class PackedEncoder:
-    """A stack of encoder layers, its weights packed once for the active instruction set. Immutable."""
+    """A stack of encoder layers, its weights packed once for the active instruction set. Immutable.
+
+    With `bfloat16`, the factors of all products are rounded to it, where the processor multiplies those faster.
+    """
 
     cdef const sa_kernels *kernels
+    cdef const sa_kernels *products  # of the linear layers
+    cdef bint bfloat16
     cdef Layer *layers
     cdef readonly ptrdiff_t num_layers
     cdef readonly ptrdiff_t d_model
@@ -56,14 +61,16 @@ cdef class PackedEncoder:
     cdef ptrdiff_t weights_used
     cdef list keep_alive
 
-    def __cinit__(self, list layers not None):
+    def __cinit__(self, list layers not None, bint bfloat16=False):
         self.kernels = active_kernels()
+        self.bfloat16 = bfloat16
+        self.products = product_kernels(bfloat16)
         self.keep_alive = []
         self.num_layers = len(layers)
         self.layers = <Layer *>calloc(max(1, len(layers)), sizeof(Layer))
         if self.layers == NULL:
             raise MemoryError(f"selfattn: no memory for {len(layers)} layers")
-        total = sum(packed_size(self.kernels, c[name]) for c in layers for name in WEIGHTS)
+        total = sum(packed_size(self.products, c[name]) for c in layers for name in WEIGHTS)
         memory = np.empty(total + 16, np.float32)
         self.keep_alive.append(memory)
         self.weights = <float *>aligned(memory)
@@ -84,8 +91,8 @@ cdef class PackedEncoder:
     cdef Linear linear(self, weight, bias) except *:
         cdef Linear result
         result.packed, result.bias = self.weights + self.weights_used, self.keep(bias)
-        pack(self.kernels, weight, self.weights + self.weights_used)
-        self.weights_used += packed_size(self.kernels, weight)
+        pack(self.products, weight, self.weights + self.weights_used)
+        self.weights_used += packed_size(self.products, weight)
         result.depth, result.width = weight.shape[0], weight.shape[1]
         return result
 
@@ -210,7 +217,7 @@ cdef class PackedEncoder:
         a.items, a.num_heads, a.num_kv_heads = sequences, layer.num_heads, layer.num_kv_heads
         a.head_dim, a.value_dim = layer.head_dim, layer.value_dim
         a.cu_seqlens_q = a.cu_seqlens_kv = bounds
-        a.scale, a.causal = layer.scale, layer.causal
+        a.scale, a.causal, a.bfloat16 = layer.scale, layer.causal, self.bfloat16
         status = run_attention(self.kernels, &a, threads)
         if status != SA_OK:
             return status
@@ -234,7 +241,7 @@ cdef class PackedEncoder:
         args.x, args.packed, args.bias, args.residual, args.y = x, layer.packed, layer.bias, residual, y
         args.x_stride, args.y_stride, args.residual_stride = layer.depth, layer.width, layer.width
         args.rows, args.depth, args.width, args.activation = tokens, layer.depth, layer.width, activation
-        return run_linear(self.kernels, &args, threads)
+        return run_linear(self.products, &args, threads)
 
     cdef int apply_norm(self, const Norm *norm, const float *x, float *y, ptrdiff_t tokens, int threads) noexcept nogil:
         cdef sa_norm args

@@ -72,6 +72,9 @@ def _add_embed(commands: Any) -> None:
     embed.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="texts at a time (32)")
     embed.add_argument("--threads", type=_positive, metavar="N", help="threads (see selfattn info)")
     embed.add_argument("--normalize", action="store_true", help="scale each embedding to length 1")
+    embed.add_argument(
+        "--precision", choices=["bfloat16"], help="of products, where the processor has them (float32)"
+    )
     embed.add_argument("--no-progress", action="store_true", help="no progress bar, even on a terminal")
     embed.set_defaults(run=_embed)
 
@@ -125,7 +128,7 @@ def _embed(arguments: argparse.Namespace) -> None:
         raise ValueError("a .npy file is not for a terminal: give -o FILE, or pipe standard output")
     with _replacing(arguments.output) as output:
         texts = _read_lines(arguments.file)
-        model = TextEncoder.from_pretrained(arguments.model)
+        model = TextEncoder.from_pretrained(arguments.model, precision=arguments.precision)
         embeddings = model.encode(
             texts,
             batch_size=arguments.batch_size,

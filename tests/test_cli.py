@@ -33,8 +33,8 @@ class FakeEncoder:
     failure: ClassVar[BaseException | None] = None
 
     @classmethod
-    def from_pretrained(cls, name):
-        cls.calls.append(name)
+    def from_pretrained(cls, name, *, precision=None):
+        cls.calls.append((name, precision))
         return cls()
 
     def encode(self, texts, **options):
@@ -114,9 +114,10 @@ def test_embed_from_standard_input_to_standard_output(model, lines, tmp_path):
 def test_embed_hands_its_options_on(fake, lines, tmp_path):
     out = str(tmp_path / "out.npy")
     options = ["--batch-size", "7", "--threads", "2", "--normalize", "--no-progress"]
+    options += ["--precision", "bfloat16"]
     assert cli.main(["embed", lines, "-o", out, "--model", "a model", *options]) == 0
-    name, (texts, given) = fake.calls
-    assert name == "a model"
+    loaded, (texts, given) = fake.calls
+    assert loaded == ("a model", "bfloat16")
     assert texts == ["The pizza came out", "of the oven", "", "and it tasted good"]
     assert given == {
         "batch_size": 7,

@@ -296,3 +296,15 @@ def test_the_number_of_threads_changes_no_bit(rng, dtype):
         assert_same_bits(function(x, num_threads=3), alone)
         with selfattn.threads(2):
             assert_same_bits(function(x), alone)
+
+
+def test_precision_of_linear(rng):
+    x, weight = (
+        rng.integers(-8, 9, (5, 40)).astype(np.float16),
+        rng.integers(-8, 9, (40, 7)).astype(np.float16),
+    )
+    assert_same_bits(functional.linear(x, weight, precision="bfloat16"), functional.linear(x, weight))
+    with pytest.raises(ValueError, match="float64"):
+        functional.linear(x.astype(np.float64), weight.astype(np.float64), precision="bfloat16")
+    with pytest.raises(ValueError, match="float16"):
+        functional.linear(x, weight, precision="float16")

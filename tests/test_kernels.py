@@ -1,5 +1,6 @@
 """The kernels behind the layers, on every instruction set: linear, norms, activations; awkward sizes."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from accuracy import assert_same_bits
@@ -87,3 +88,42 @@ def test_the_same_bits_on_every_instruction_set_with_fma(rng):
     for other in results[1:]:
         for ours, theirs in zip(other, results[0], strict=True):
             assert_same_bits(ours, theirs)
+
+
+# ---- products of bfloat16 ----
+
+
+@pytest.mark.parametrize("rows", [0, 1, 6, 7, 47, 49, 97])
+@pytest.mark.parametrize("width", [1, 16, 17, 63, 65, 130])
+def test_linear_of_bfloat16_is_exact_on_small_integers(rng, rows, width):
+    """What bfloat16 holds is not rounded: a pair that was lost, doubled or torn apart shows."""
+    for depth in (0, 1, 2, 15, 31, 32, 33, 384, 385, 801):
+        x, weight = (
+            rng.integers(-8, 9, shape).astype(np.float32) for shape in ((rows, depth), (depth, width))
+        )
+        bias = rng.integers(-8, 9, width).astype(np.float32)
+        expected = np.maximum(x @ weight + bias, 0)
+        for turned in (weight, np.ascontiguousarray(weight.T).T, np.repeat(weight, 2, axis=1)[:, ::2]):
+            np.testing.assert_array_equal(_kernels.linear(x, turned, bias, "relu", 2, True), expected)
+
+
+def test_linear_of_bfloat16_rounds_what_it_multiplies(rng):
+    """Where the processor has such products; elsewhere all is float32."""
+    x = rng.standard_normal((50, 300)).astype(np.float32)
+    weight = rng.standard_normal((300, 70)).astype(np.float32)
+    rounded = [a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in (x, weight)]
+    y, plain = (_kernels.linear(x, weight, None, None, 2, bfloat16) for bfloat16 in (True, False))
+    if np.array_equal(y, plain):
+        assert _kernels.measure_peak(0.02, True) < 1.5 * _kernels.measure_peak(0.02)
+    else:
+        np.testing.assert_allclose(y, rounded[0] @ rounded[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [16, 385, 1536])
+def test_rows_of_bfloat16_do_not_depend_on_each_other(rng, depth):
+    x = rng.standard_normal((130, depth)).astype(np.float32)
+    weight = rng.standard_normal((depth, 70)).astype(np.float32)
+    together = _kernels.linear(x, weight, None, "gelu", 1, True)
+    for row in (0, 5, 6, 47, 48, 95, 96, 129):
+        assert_same_bits(_kernels.linear(x[row : row + 1], weight, None, "gelu", 1, True)[0], together[row])
+    assert_same_bits(_kernels.linear(x, weight, None, "gelu", 3, True), together)

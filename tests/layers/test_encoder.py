@@ -296,3 +296,28 @@ def test_words_that_do_not_fit(rng, make):
         make(rng)(np.zeros((3, D_MODEL)))
     with pytest.raises(ValueError, match=r"23.*24"):
         make(rng)(np.zeros((3, D_MODEL - 1), np.float32))
+
+
+# ---- precision ----
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_bfloat16_is_near_the_specification_and_batches_do_not_show(rng, gated):
+    stack = encoder(rng, gated=gated)
+    rounded, x = replace(stack, precision="bfloat16"), words(rng, 3, 7)
+    result, expected = rounded(x, lengths=[7, 1, 4]), specified(x, stack, lengths=np.array([7, 1, 4]))
+    assert np.abs(result - expected).max() <= 2**-5 * np.abs(expected).max()
+    packed = rounded(np.concatenate([x[0], x[1, :1], x[2, :4]]), cu_seqlens=[0, 7, 8, 12])
+    same_bits(packed, np.concatenate([result[0], result[1, :1], result[2, :4]]))
+    same_bits(rounded(x[2, :4], num_threads=2), result[2, :4])
+
+
+def test_precision_stays_with_an_encoder_and_is_checked(rng, tmp_path):
+    stack = replace(encoder(rng), precision="bfloat16")
+    assert stack.replace(stack.weights()).precision == "bfloat16"
+    assert pickle.loads(pickle.dumps(stack)).precision == "bfloat16"
+    stack.save(tmp_path / "stack.safetensors")
+    assert Encoder.load(tmp_path / "stack.safetensors").precision == "bfloat16"
+    assert "bfloat16" in repr(stack)
+    with pytest.raises(ValueError, match=r'precision=.int8. must be None or "bfloat16"'):
+        replace(stack, precision="int8")
