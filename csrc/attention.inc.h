@@ -15,6 +15,7 @@ enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain o
 #include "mask.inc.h"
 #include "dropout.inc.h"
 #include "few.inc.h"
+#include "few_values.inc.h"
 
 /* ---- pass 1: the scores of the keys first .. last - 1 of a block ---- */
 
@@ -27,24 +28,40 @@ static void find_max(struct block *b)
     vstore(b->max, max);
 }
 
-/* Returns 0 if no lane sees a key of the block that begins at key0. */
-static int score_block(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
-                       struct scaling scaling, ptrdiff_t key0, struct block *b)
+/* The keys of the block that begins at key0, and what mask and bias say of them. Returns 0 if no lane sees any. */
+static int find_keys(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p, ptrdiff_t key0,
+                     struct block *b)
 {
     b->first = larger(key0, p->min_first / TERMS * TERMS); /* the same keys are always one step */
     b->last = smaller(key0 + SA_KEY_BLOCK, p->max_last);
     b->biased = load_bias(a, t, p->row0, p->rows, p->nv, &b->first, &b->last, b->bias);
-    if (b->first >= b->last || b->biased == ALL_MASKED) return 0;
     b->ranged = b->first < p->max_first || b->last > p->min_last;
-    struct operand keys = staged_rows(a, t, &b->keys, b->first, b->last);
+    return b->first < b->last && b->biased != ALL_MASKED;
+}
+
+/* Are the scores of a block done as they are multiplied? */
+static int unmasked(const struct block *b, struct scaling scaling)
+{
+    return !b->ranged && b->biased == NOT_BIASED && !scaling.natural;
+}
+
+/* Returns 0 if no lane sees a key of the block that begins at key0. */
+static int score_block(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
+                       struct scaling scaling, ptrdiff_t key0, struct block *b)
+{
+    if (!find_keys(a, t, p, key0, b)) return 0;
     struct panel scores = {b->scores, b->stride};
-    struct ahead ahead[2] = {rows_ahead(a, &b->keys, b->first + 2 * MAX_TILE_ROWS),
-                             rows_ahead(a, &b->values, b->first)};
-    int done = !b->ranged && b->biased == NOT_BIASED && !scaling.natural;
-    if (few(p, keys.col)) {
-        few_scores(p->rows, keys, b->last - b->first, a->head_dim, p->query, scores, ahead[1]);
+    int done = unmasked(b, scaling);
+    if (few(a, p)) {
+        struct few_rows f;
+        set_few_query(p, a->head_dim);
+        score_few(a, t, p, b, &f);
+        few_to_panel(&f, p->rows, scores);
         if (done) find_max(b);
     } else {
+        struct operand keys = staged_rows(a, t, &b->keys, b->first, b->last);
+        struct ahead ahead[2] = {rows_ahead(a, &b->keys, b->first + 2 * MAX_TILE_ROWS),
+                                 rows_ahead(a, &b->values, b->first)};
         multiply_long(p->nv, b->last - b->first, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, p->width,
                       scores, done ? b->max : NULL, ahead);
     }
@@ -54,16 +71,24 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
 
 /* ---- pass 2: the softmax, down the lanes ---- */
 
-/* The scores become weights relative to the new maximum; `rescale` receives what older weights are worth. */
+/* The maximum becomes the larger of block_max and itself; `rescale` receives what older weights are worth. Returns what
+ * to subtract from the scores: -inf - -inf would be NaN. */
+INLINE vreal raise_max(const real *block_max, real c, real *max, real *rescale)
+{
+    vreal old = vload(max), new = vmax(vload(block_max), old);
+    vstore(max, new);
+    new = vselect(new == vsplat(-INFINITY), vsplat(0.0f), new);
+    vstore(rescale, vexp2((old - new) * vsplat(c)));
+    return new;
+}
+
+/* The scores become weights relative to the new maximum. */
 INLINE void softmax_nv(const int nv, ptrdiff_t keys, real c, real *scores, const real *block_max, struct state *s,
                        real *rescale)
 {
     vreal max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(c);
     for (int v = 0; v < nv; ++v) {
-        vreal old = vload(s->max + v * LANES), new = vmax(vload(block_max + v * LANES), old);
-        vstore(s->max + v * LANES, new);
-        max[v] = vselect(new == vsplat(-INFINITY), vsplat(0.0f), new); /* -inf - -inf would be NaN */
-        vstore(rescale + v * LANES, vexp2((old - max[v]) * factor));
+        max[v] = raise_max(block_max + v * LANES, c, s->max + v * LANES, rescale + v * LANES);
         sum[v] = other[v] = vsplat(0.0f);
     }
     /* Two sums, of every other key: half the rounding errors' growth. Which of the two is first makes no difference. */
@@ -117,13 +142,60 @@ static void add_values(const struct sa_attention *a, const struct sa_tile *t, st
     struct panel outputs = {p->span.outputs, p->width};
     if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, keys))
         add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach other lanes */
-    else if (few(p, rows.col))
-        few_values(p->rows, values, keys, a->value_dim, (struct panel){b->scores, p->width}, outputs,
-                   p->span.empty ? NULL : rescale, rows_ahead(a, &b->keys, b->last));
     else if (p->span.empty)
         multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, NULL);
     else
         multiply_rescale(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, rescale, NULL);
+}
+
+/* The softmax of a few rows, row by row. */
+static void softmax_few(ptrdiff_t rows, real c, struct few_rows *f, struct state *s, real *rescale)
+{
+    real max[LANES], sums[LANES] = {0};
+    vstore(max, few_max(f, rows));
+    vreal new = raise_max(max, c, s->max, rescale);
+    for (ptrdiff_t r = 0; r < rows; ++r)
+        sums[r] = few_weights(f, r, new[r], c);
+    vstore(s->sum, vfma(vload(s->sum), vload(rescale), vload(sums)));
+}
+
+/* Are there values that must not reach every lane? */
+static int visible_only(const struct sa_attention *a, const struct sa_tile *t, struct block *b)
+{
+    if (!b->ranged && b->biased == NOT_BIASED) return 0;
+    struct operand rows = staged_rows(a, t, &b->values, b->first, b->last);
+    return !all_finite((struct operand){rows.data, rows.col, rows.row}, a->value_dim, b->last - b->first);
+}
+
+static void attend_few(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct scaling scaling,
+                       struct block *b)
+{
+    real rescale[PANEL_LANES];
+    struct few_rows f;
+    struct panel scores = {b->scores, b->stride};
+    score_few(a, t, p, b, &f);
+    if (unmasked(b, scaling) && a->dropout == 0.0) {
+        softmax_few(p->rows, scaling.c, &f, &p->span, rescale);
+    } else {
+        few_to_panel(&f, p->rows, scores);
+        if (unmasked(b, scaling))
+            find_max(b);
+        else
+            finish_scores(a, t, p, scaling, b);
+        softmax(p->nv, f.n, scaling.c, b->scores, b->max, &p->span, rescale);
+        if (a->dropout != 0.0) drop(a, t, p, b->first, b->last, b->scores, b->stride);
+        few_from_panel(&f, p->rows, scores);
+    }
+    if (p->span.outputs && visible_only(a, t, b)) {
+        if (!p->span.empty) few_outputs_to_panel(p, a->value_dim);
+        add_values(a, t, p, b, rescale);
+        few_outputs_from_panel(p, a->value_dim);
+    } else if (p->span.outputs) {
+        struct few_sums sums = {p->span.outputs, few_outputs(p, a->value_dim), p->span.empty ? NULL : rescale,
+                                a->value_dim};
+        few_values(a->kv_dtype, p->rows, &f, &sums);
+    }
+    p->span.empty = 0;
 }
 
 /* ---- blocks make a span, spans make the whole ---- */
@@ -142,6 +214,10 @@ static void attend_block(const struct sa_attention *a, const struct sa_tile *t, 
 {
     real rescale[PANEL_LANES];
     b->stride = p->width;
+    if (few(a, p)) {
+        if (find_keys(a, t, p, key0, b)) attend_few(a, t, p, scaling, b);
+        return;
+    }
     if (!score_block(a, t, p, scaling, key0, b)) return;
     softmax(p->nv, b->last - b->first, scaling.c, b->scores, b->max, &p->span, rescale);
     if (a->dropout != 0.0) drop(a, t, p, b->first, b->last, b->scores, b->stride);
@@ -249,6 +325,7 @@ static int set_panels(const struct sa_attention *a, const struct sa_tile *t, rea
         memory += 2 * panel_numbers(a->value_dim);
         begin_state(p, &p->total);
         load_panel(a, &a->query, t->query, a->head_dim, p, scale, p->query);
+        if (few(a, p)) set_few_query(p, a->head_dim);
     }
     return count;
 }
@@ -288,6 +365,9 @@ static int attend(const struct sa_attention *a, const struct sa_tile *t, struct 
             for (int i = 0; i < count; ++i)
                 attend_block(a, t, &panels[i], scaling, key, b);
         }
+        for (int i = 0; i < count; ++i)
+            if (few(a, &panels[i]) && panels[i].span.outputs && !panels[i].span.empty)
+                few_outputs_to_panel(&panels[i], a->value_dim);
         for (int i = 0; i < count; ++i)
             merge_span(&panels[i], a->value_dim, scaling.c);
     }

@@ -1,168 +1,310 @@
-/* few.inc.h -- scores and values for a few rows (decoding): one query, or a group of heads, would leave most lanes empty.
+/* few.inc.h -- a few rows (decoding): one query, or a group of heads, would leave most lanes empty.
  *
- * Keys are in the lanes of the scores, dimensions in those of the outputs; both are turned into the panels that the
- * other passes know. Every sum is the same chain as in tile.inc.h, so the bits are the same, and a key or value is read
- * once, row by row, as memory likes it. */
+ * Keys are in the lanes of the scores, dimensions in those of the outputs, and both are kept row by row. Every sum is the
+ * same chain as in tile.inc.h, so the bits are the same. Keys and values are read once, in their own type wherever they
+ * lie: what is widened, or scaled, is so in registers. */
 
-enum { FEW_ROWS = 8 };
+enum { FEW_ROWS = 8, FEW_STRIDE = SA_KEY_BLOCK, FETCH_AHEAD = 16384 };
 
-/* Fetches row i of what the next pass will read, into the second cache: memory never waits for arithmetic. */
-INLINE void fetch_row(const struct ahead *ahead, ptrdiff_t i)
+/* The rows of a block in the order in which they are read: its keys, its values, and the keys that come next. */
+struct few_rows {
+    const char *rows[3 * SA_KEY_BLOCK];
+    const char **keys, **values;
+    real key_scales[SA_KEY_BLOCK], value_scales[SA_KEY_BLOCK]; /* of int8 */
+    real scores[FEW_ROWS * FEW_STRIDE];                        /* row by row; then weights */
+    ptrdiff_t n, ahead, fetched, count, bytes;                 /* rows fetched, of so many, of so many bytes */
+};
+
+/* Is the panel one of few rows, whose keys and values are contiguous? */
+static int few(const struct sa_attention *a, const struct lanes *p)
 {
-    for (ptrdiff_t at = 0; at < ahead->bytes; at += 64)
-        __builtin_prefetch(ahead->data + i * ahead->row + at, 0, 2);
+    ptrdiff_t width = size_of(a->kv_dtype);
+    return TERMS == 1 && p->nv == 1 && p->rows <= smaller(LANES, FEW_ROWS) && a->key.col == width &&
+           (!a->value.data || a->value.col == width) && (SA_REAL == SA_FLOAT32 || a->kv_dtype == SA_REAL);
 }
 
-/* LANES keys' scores of `count` rows: sums[row] has a key in each lane. query: dim x width, as in the panel. */
-INLINE void few_scores_tile(const int count, const struct operand keys, ptrdiff_t key, ptrdiff_t n, ptrdiff_t dim,
-                            const real *query, ptrdiff_t width, struct ahead ahead, vreal sums[FEW_ROWS])
+/* The rows that a kernel takes: 1, 2, 4 or 8. */
+INLINE int few_count(ptrdiff_t rows)
 {
-    vreal chain[FEW_ROWS];
-    ptrdiff_t fetched = 0;
-#pragma GCC unroll 8
-    for (int r = 0; r < count; ++r)
-        chain[r] = sums[r] = vsplat(0.0f);
-    for (ptrdiff_t d = 0; d < dim; d += LANES) {
-        vreal tile[LANES];
-        ptrdiff_t dims = smaller(LANES, dim - d);
-        for (int i = 0; i < LANES; ++i) {
-            const char *row = keys.data + smaller(i, n - 1) * keys.row + d * (ptrdiff_t)sizeof(real);
-            tile[i] = dims == LANES ? vload((const real *)row) : vload_first((const real *)row, dims);
-        }
-        vtranspose(tile);
-        for (; fetched < n && fetched * dim < LANES * (d + LANES); ++fetched)
-            fetch_row(&ahead, key + fetched);
-        for (ptrdiff_t j = 0; j < dims; ++j) {
+    return rows <= 2 ? (int)rows : rows <= 4 || LANES < 8 ? 4 : 8;
+}
+
+/* The queries of a panel side by side, dim x few_count(rows): behind the panel. */
+static real *few_query(const struct lanes *p, ptrdiff_t dim)
+{
+    return p->query + dim * p->width;
+}
+
+static void set_few_query(const struct lanes *p, ptrdiff_t dim)
+{
+    int count = few_count(p->rows);
+    for (ptrdiff_t d = 0; d < dim; ++d)
+        for (int r = 0; r < count; ++r)
+            few_query(p, dim)[d * count + r] = r < p->rows ? p->query[d * p->width + r] : (real)0.0;
+}
+
+static void set_row_addresses(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s,
+                              ptrdiff_t first, ptrdiff_t n, const char **rows)
+{
+    for (ptrdiff_t i = 0; i < n;) { /* page by page */
+        ptrdiff_t some = t->pages ? smaller(n - i, a->page_size - (first + i) % a->page_size) : n;
+        const char *row = row_address(a, t, s, first + i);
+        for (ptrdiff_t j = 0; j < some; ++j)
+            rows[i + j] = row + j * s->array->row;
+        i += some;
+    }
+}
+
+/* The scales of n keys, and as those past the end that of the last again. */
+static void set_scales(const struct staged *s, ptrdiff_t first, ptrdiff_t n, ptrdiff_t padded, real *scales)
+{
+    for (ptrdiff_t i = 0; i < n; ++i)
+        scales[i] = s->scale ? *(const float_any *)(s->scale + (first + i) * s->scale_row) : (real)1.0;
+    for (ptrdiff_t i = n; i < padded; ++i)
+        scales[i] = scales[n - 1];
+}
+
+/* The addresses and scales of the keys first .. last - 1 of a block, and what will be read next. */
+static void set_few_rows(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
+                         const struct block *b, struct few_rows *f)
+{
+    ptrdiff_t n = b->last - b->first, padded = (n + LANES - 1) / LANES * LANES, width = size_of(a->kv_dtype);
+    f->n = n;
+    f->bytes = larger(a->head_dim, a->value_dim) * width;
+    f->ahead = larger(LANES, smaller(SA_KEY_BLOCK, FETCH_AHEAD / larger(1, f->bytes)));
+    f->keys = f->rows;
+    f->values = f->rows + padded;
+    set_row_addresses(a, t, &b->keys, b->first, n, f->keys);
+    for (ptrdiff_t i = n; i < padded; ++i)
+        f->keys[i] = f->keys[n - 1];
+    if (t->value) set_row_addresses(a, t, &b->values, b->first, n, f->values);
+    ptrdiff_t next = larger(0, smaller(f->ahead, p->max_last - b->last));
+    set_row_addresses(a, t, &b->keys, b->last, next, f->values + n);
+    f->count = t->value ? padded + n + next : 0;
+    f->fetched = smaller(f->ahead, f->count);
+    if (a->kv_dtype != SA_INT8) return;
+    set_scales(&b->keys, b->first, n, padded, f->key_scales);
+    set_scales(&b->values, b->first, n, n, f->value_scales);
+}
+
+/* Fetches the rows up to `row`: in the order of memory, as the hardware's prefetchers expect it. */
+INLINE void fetch_to(struct few_rows *f, ptrdiff_t row)
+{
+    for (; f->fetched < smaller(row, f->count); ++f->fetched)
+        for (ptrdiff_t at = 0; at < f->bytes; at += 64)
+            __builtin_prefetch(f->rows[f->fetched] + at, 0, 2);
+}
+
+/* A key's dimensions in a lane, before they are turned: those that a lane of 4 bytes holds. */
+#define PACKED(dtype) ((dtype) == SA_BFLOAT16 ? 2 : (dtype) == SA_INT8 ? 4 : 1)
+#define WIDTH_OF(dtype) ((dtype) == SA_REAL ? (int)sizeof(real) : (dtype) == SA_INT8 ? 1 : 2)
+
+/* LANES numbers, or as many as LANES lanes hold packed. */
+INLINE vreal few_load(const enum sa_dtype dtype, const char *at)
+{
+    (void)dtype;
+#ifndef SA_FLOAT64_KERNELS
+    if (dtype == SA_FLOAT16) return widen_float16(*(const vhalf *)at);
+#endif
+    return vload((const real *)at);
+}
+
+/* The numbers that lie at one place in all lanes. */
+INLINE vreal few_unpack(const enum sa_dtype dtype, vreal packed, const int part)
+{
+    if (dtype == SA_BFLOAT16) return part ? (vreal)((vbits)packed & 0xffff0000) : (vreal)((vbits)packed << 16);
+    if (dtype == SA_INT8) return __builtin_convertvector((vint)((vbits)packed << (24 - 8 * part)) >> 24, vreal);
+    return packed;
+}
+
+/* LANES numbers side by side. */
+INLINE vreal few_widen(const enum sa_dtype dtype, const char *at)
+{
+#ifndef SA_FLOAT64_KERNELS
+    if (dtype == SA_BFLOAT16) return widen_bfloat16(*(const vhalf *)at);
+    if (dtype == SA_INT8) return widen_bytes(at);
+#endif
+    return few_load(dtype, at);
+}
+
+/* ---- scores ---- */
+
+/* chain[row] += the products of LANES keys' dimensions with `count` rows of queries; query: dim x count. */
+INLINE void few_scores_step(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
+                            const real *query, vreal scale, vreal *chain)
+{
+    const int packed = PACKED(dtype);
+    vreal tile[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i)
+        tile[i] = few_load(dtype, rows[i] + at);
+    vtranspose(tile);
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; ++j)
+#pragma GCC unroll 4
+        for (int part = 0; part < packed; ++part) {
+            vreal key = few_unpack(dtype, tile[j], part);
+            if (dtype == SA_INT8) key *= scale;
 #pragma GCC unroll 8
             for (int r = 0; r < count; ++r)
-                chain[r] = vfma(tile[j], vsplat(query[(d + j) * width + r]), chain[r]);
+                chain[r] = vfma(key, vsplat(query[(j * packed + part) * count + r]), chain[r]);
         }
-        if ((d + LANES) % SCORE_CHAIN == 0 || d + LANES >= dim) {
+}
+
+/* LANES rows' last numbers, turned; fewer than a step takes. */
+static void few_turn_rest(enum sa_dtype dtype, const char *const *rows, ptrdiff_t at, ptrdiff_t dims, vreal *tile)
+{
+    for (ptrdiff_t d = 0; d < dims; d += LANES, tile += LANES) {
+#pragma GCC unroll 1
+        for (int i = 0; i < LANES; ++i)
+            tile[i] = load_row(rows[i] + at + d * size_of(dtype), size_of(dtype), smaller(LANES, dims - d), dtype);
+        vtranspose(tile);
+    }
+}
+
+/* chain[row] += the products of these. */
+INLINE void few_scores_rest(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
+                            ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
+{
+    vreal tile[4 * LANES]; /* as many as a step may take */
+    few_turn_rest(dtype, rows, at, dims, tile);
+#pragma GCC unroll 1
+    for (ptrdiff_t d = 0; d < dims; ++d) {
+        vreal key = tile[d];
+        if (dtype == SA_INT8) key *= scale;
 #pragma GCC unroll 8
-            for (int r = 0; r < count; ++r) {
+        for (int r = 0; r < count; ++r)
+            chain[r] = vfma(key, vsplat(query[d * count + r]), chain[r]);
+    }
+}
+
+/* vectors * LANES keys' scores from the key `first` of the block on: scores[row][key]. */
+INLINE void few_scores_tile(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
+                            ptrdiff_t first, ptrdiff_t dim, const real *query)
+{
+    const int step = PACKED(dtype) * LANES;
+    vreal chain[FEW_ROWS * 4], sums[FEW_ROWS * 4], scale[4];
+    ptrdiff_t from = first + f->ahead;
+#pragma GCC unroll 32
+    for (int i = 0; i < count * vectors; ++i)
+        chain[i] = sums[i] = vsplat(0.0f);
+    for (ptrdiff_t d = 0; d < dim; d += step) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            const char *const *rows = f->keys + first + v * LANES;
+            scale[v] = dtype == SA_INT8 ? vload(f->key_scales + first + v * LANES) : vsplat(0.0f);
+            ptrdiff_t at = d * WIDTH_OF(dtype);
+            if (dim - d >= step)
+                few_scores_step(dtype, count, rows, at, query + d * count, scale[v], chain + v * count);
+            else
+                few_scores_rest(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
+        }
+        fetch_to(f, from + vectors * LANES * (d + step) / dim);
+        if ((d + step) % SCORE_CHAIN == 0 || d + step >= dim) {
+#pragma GCC unroll 32
+            for (int i = 0; i < count * vectors; ++i) {
                 if (d < SCORE_CHAIN)
-                    sums[r] = chain[r];
+                    sums[i] = chain[i];
                 else
-                    sums[r] += chain[r];
-                chain[r] = vsplat(0.0f);
+                    sums[i] += chain[i];
+                chain[i] = vsplat(0.0f);
             }
         }
     }
-}
-
-INLINE void few_scores_of(const int count, struct operand keys, ptrdiff_t n, ptrdiff_t dim, const real *query,
-                          struct panel scores, struct ahead ahead)
-{
-    for (ptrdiff_t k = 0; k < n; k += LANES) {
-        vreal sums[FEW_ROWS], turned[LANES];
-        ptrdiff_t some = smaller(LANES, n - k);
-        few_scores_tile(count, keys, k, some, dim, query, LANES, ahead, sums);
-        for (int i = 0; i < LANES; ++i)
-            turned[i] = sums[i < count ? i : 0]; /* lanes without a row: anything */
-        vtranspose(turned);
-        for (ptrdiff_t j = 0; j < some; ++j)
-            vstore(scores.data + (k + j) * scores.stride, turned[j]);
-        keys.data += LANES * keys.row;
-    }
-}
-
-/* One vector of rows: scores[key, lane], like multiply_long. */
-static void few_scores(ptrdiff_t rows, struct operand keys, ptrdiff_t n, ptrdiff_t dim, const real *query,
-                       struct panel scores, struct ahead ahead)
-{
-    if (rows == 1)
-        few_scores_of(1, keys, n, dim, query, scores, ahead);
-    else if (rows == 2)
-        few_scores_of(2, keys, n, dim, query, scores, ahead);
-    else if (rows <= 4)
-        few_scores_of(4, keys, n, dim, query, scores, ahead);
-    else
-        few_scores_of(LANES < 8 ? 4 : 8, keys, n, dim, query, scores, ahead);
-}
-
-/* Chains of the n keys of a block for `count` rows and `vectors` vectors of dimensions from `values` on. */
-INLINE void few_values_tile(const int count, const int vectors, struct operand values, ptrdiff_t n, ptrdiff_t dims,
-                            struct panel weights, struct ahead ahead, real *sums)
-{
-    vreal sum[FEW_ROWS * 8];
-#pragma GCC unroll 64
-    for (int i = 0; i < count * vectors; ++i)
-        sum[i] = vsplat(0.0f);
-    int whole = dims == vectors * LANES;
-    for (ptrdiff_t k = 0; k < n; ++k) {
-        const char *row = values.data + k * values.col;
-        fetch_row(&ahead, k);
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) {
-            const real *at = (const real *)row + v * LANES;
-            vreal value = whole ? vload(at) : vload_first(at, larger(0, smaller(LANES, dims - v * LANES)));
-#pragma GCC unroll 8
-            for (int r = 0; r < count; ++r)
-                sum[v * count + r] = vfma(value, vsplat(weights.data[k * weights.stride + r]), sum[v * count + r]);
-        }
-    }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v)
 #pragma GCC unroll 8
         for (int r = 0; r < count; ++r)
-            vstore(sums + (v * FEW_ROWS + r) * LANES, sum[v * count + r]);
+            vstore(f->scores + r * FEW_STRIDE + first + v * LANES, sums[v * count + r]);
 }
 
-/* outputs[dim, lane] = the chains, or outputs * rescale + the chains: turned, vector by vector. Returns the dims done. */
-INLINE ptrdiff_t few_values_of(const int count, const int vectors, struct operand values, ptrdiff_t n, ptrdiff_t dim,
-                               struct panel weights, struct panel outputs, const real *rescale, struct ahead ahead)
+INLINE void few_scores_of(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
+                          ptrdiff_t dim, const real *query)
 {
-    real sums[8 * FEW_ROWS * LANES];
-    ptrdiff_t dims = smaller(vectors * LANES, dim);
-    few_values_tile(count, vectors, values, n, dims, weights, ahead, sums);
-    for (ptrdiff_t v = 0; v * LANES < dims; ++v) {
-        vreal turned[LANES];
-        for (int i = 0; i < LANES; ++i)
-            turned[i] = vload(sums + (v * FEW_ROWS + (i < count ? i : 0)) * LANES);
-        vtranspose(turned);
-        for (ptrdiff_t j = 0; j < smaller(LANES, dims - v * LANES); ++j) {
-            real *at = outputs.data + (v * LANES + j) * outputs.stride;
-            if (rescale) turned[j] = vfma(vload(at), vload(rescale), turned[j]);
-            vstore(at, turned[j]);
-        }
-    }
-    return dims;
+    ptrdiff_t k = 0;
+    for (; k + (vectors - 1) * LANES < f->n; k += vectors * LANES)
+        few_scores_tile(dtype, count, vectors, f, k, dim, query);
+    for (; vectors > 1 && k < f->n; k += LANES)
+        few_scores_tile(dtype, count, 1, f, k, dim, query);
 }
 
-/* As many vectors of dimensions at a time as registers hold. */
-INLINE void few_values_by(const int count, const int vectors, struct operand values, ptrdiff_t n, ptrdiff_t dim,
-                          struct panel weights, struct panel outputs, const real *rescale, struct ahead ahead)
+INLINE void few_scores_by(const enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, ptrdiff_t dim,
+                          const real *query)
 {
-    while (dim > 0) {
-        ptrdiff_t done;
-        if (dim >= vectors * LANES)
-            done = few_values_of(count, vectors, values, n, dim, weights, outputs, rescale, ahead);
-        else if (vectors > 4 && dim >= 4 * LANES)
-            done = few_values_of(count, vectors > 4 ? 4 : 1, values, n, dim, weights, outputs, rescale, ahead);
-        else
-            done = few_values_of(count, 1, values, n, dim, weights, outputs, rescale, ahead);
-        ahead.bytes = 0; /* once is enough */
-        dim -= done;
-        values.data += done * (ptrdiff_t)sizeof(real);
-        outputs.data += done * outputs.stride;
-    }
-}
-
-static void few_values(ptrdiff_t rows, struct operand values, ptrdiff_t n, ptrdiff_t dim, struct panel weights,
-                       struct panel outputs, const real *rescale, struct ahead ahead)
-{
+    const int more = dtype == SA_REAL ? 1 : 2; /* vectors of keys: their chains overlap */
     if (rows == 1)
-        few_values_by(1, 8, values, n, dim, weights, outputs, rescale, ahead);
+        few_scores_of(dtype, 1, more, f, dim, query);
     else if (rows == 2)
-        few_values_by(2, MAX_NV > 2 ? 8 : 4, values, n, dim, weights, outputs, rescale, ahead);
-    else if (rows <= 4)
-        few_values_by(4, MAX_NV > 2 ? 4 : 2, values, n, dim, weights, outputs, rescale, ahead);
+        few_scores_of(dtype, 2, more, f, dim, query);
+    else if (rows <= 4 || LANES < 8)
+        few_scores_of(dtype, 4, 1, f, dim, query);
     else
-        few_values_by(LANES < 8 ? 4 : 8, MAX_NV > 2 ? 2 : 1, values, n, dim, weights, outputs, rescale, ahead);
+        few_scores_of(dtype, LANES < 8 ? 4 : 8, 1, f, dim, query);
 }
 
-/* Is the panel one of few rows, and are the rows of this operand contiguous? */
-static int few(const struct lanes *p, ptrdiff_t col)
+static void few_scores(enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, ptrdiff_t dim, const real *query)
 {
-    return TERMS == 1 && p->nv == 1 && p->rows <= smaller(LANES, FEW_ROWS) && col == (ptrdiff_t)sizeof(real);
+    if (dtype == SA_REAL) few_scores_by(SA_REAL, rows, f, dim, query);
+#ifndef SA_FLOAT64_KERNELS
+    if (dtype == SA_FLOAT16) few_scores_by(SA_FLOAT16, rows, f, dim, query);
+    if (dtype == SA_BFLOAT16) few_scores_by(SA_BFLOAT16, rows, f, dim, query);
+    if (dtype == SA_INT8) few_scores_by(SA_INT8, rows, f, dim, query);
+#endif
+}
+
+/* The scores of a few rows, row by row. */
+static void score_few(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
+                      const struct block *b, struct few_rows *f)
+{
+    set_few_rows(a, t, p, b, f);
+    few_scores(a->kv_dtype, p->rows, f, a->head_dim, few_query(p, a->head_dim));
+}
+
+/* Row by row becomes key by key, as masks and the softmax of panels know it; and back. */
+static void few_to_panel(const struct few_rows *f, ptrdiff_t rows, struct panel panel)
+{
+    for (ptrdiff_t k = 0; k < f->n; k += LANES) {
+        vreal tile[LANES];
+        for (int i = 0; i < LANES; ++i) /* lanes without a row: anything */
+            tile[i] = vload(f->scores + (i < rows ? i : 0) * FEW_STRIDE + k);
+        vtranspose(tile);
+        for (ptrdiff_t j = 0; j < smaller(LANES, f->n - k); ++j)
+            vstore(panel.data + (k + j) * panel.stride, tile[j]);
+    }
+}
+
+static void few_from_panel(struct few_rows *f, ptrdiff_t rows, struct panel panel)
+{
+    for (ptrdiff_t k = 0; k < f->n; ++k)
+        for (ptrdiff_t r = 0; r < rows; ++r)
+            f->scores[r * FEW_STRIDE + k] = panel.data[k * panel.stride + r];
+}
+
+/* The maxima of the rows, in the lanes. */
+static vreal few_max(const struct few_rows *f, ptrdiff_t rows)
+{
+    vreal tile[LANES];
+    for (int i = 0; i < LANES; ++i) {
+        tile[i] = vsplat(-INFINITY);
+        for (ptrdiff_t k = 0; i < rows && k < f->n; k += LANES) /* past the end: the last key again */
+            tile[i] = vmax(vload(f->scores + i * FEW_STRIDE + k), tile[i]);
+    }
+    vtranspose(tile);
+    for (int i = 1; i < LANES; ++i)
+        tile[0] = vmax(tile[i], tile[0]);
+    return tile[0];
+}
+
+/* The scores of a row become weights; returns their sum, of every other key and of the others. */
+static real few_weights(struct few_rows *f, ptrdiff_t row, real max, real c)
+{
+    real *at = f->scores + row * FEW_STRIDE, sum = 0.0f, other = 0.0f;
+    for (ptrdiff_t k = 0; k < f->n; k += LANES)
+        vstore(at + k, vexp2((vload(at + k) - vsplat(max)) * vsplat(c)));
+    for (ptrdiff_t k = 0; k + 1 < f->n; k += 2) {
+        sum += at[k];
+        other += at[k + 1];
+    }
+    if (f->n % 2) sum += at[f->n - 1];
+    return sum + other;
 }

@@ -1,11 +1,38 @@
-/* vector_half.inc.h -- float16 and bfloat16, LANES at a time: widened exactly, narrowed to the nearest (ties to even). */
+/* vector_half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to
+ * even). */
 
 typedef uint16_t vhalf __attribute__((vector_size(SA_VECTOR_BYTES / 2), aligned(1), may_alias));
+typedef signed char vbyte __attribute__((vector_size(SA_VECTOR_BYTES / 4), aligned(1), may_alias));
 
+/* (Compilers take __builtin_convertvector apart, into halves of vectors and numbers.) */
+#if SA_VECTOR_BYTES == 64
+INLINE vreal widen_bfloat16(vhalf h)
+{
+    return (vreal)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+}
+INLINE vreal widen_bytes(const char *at)
+{
+    return (vreal)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
+}
+#elif SA_VECTOR_BYTES == 32
+INLINE vreal widen_bfloat16(vhalf h)
+{
+    return (vreal)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+}
+INLINE vreal widen_bytes(const char *at)
+{
+    return (vreal)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+#else
 INLINE vreal widen_bfloat16(vhalf h)
 {
     return (vreal)(__builtin_convertvector(h, vbits) << 16);
 }
+INLINE vreal widen_bytes(const char *at)
+{
+    return __builtin_convertvector(*(const vbyte *)at, vreal);
+}
+#endif
 INLINE vhalf narrow_bfloat16(vreal x)
 {
     vbits b = (vbits)x, rounded = b + 0x7fff + (b >> 16 & 1);

@@ -1,0 +1,114 @@
+/* few_values.inc.h -- the weighted values of a few rows: dimensions in the lanes, row by row; see few.inc.h. */
+
+/* Where the weighted values of a few rows are, while they are a span's: row by row, behind the panel. */
+static real *few_outputs(const struct lanes *p, ptrdiff_t dim)
+{
+    return p->span.outputs + dim * p->width;
+}
+
+struct few_sums {
+    real *chain, *outputs; /* rows x dim */
+    const real *rescale;   /* NULL: there are no outputs yet */
+    ptrdiff_t dim;
+};
+
+/* The keys first .. last - 1 of a block for `count` rows and `vectors` vectors of dimensions from d on: the chain goes
+ * on, and with the last key it is added to the outputs. */
+INLINE void few_values_tile(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
+                            ptrdiff_t first, ptrdiff_t last, ptrdiff_t d, const struct few_sums *s)
+{
+    const int width = WIDTH_OF(dtype);
+    vreal sum[FEW_ROWS * 8];
+    ptrdiff_t dims = smaller(vectors * LANES, s->dim - d), part = dims * 256 / s->dim;
+    ptrdiff_t from = ((f->values - f->rows) + f->ahead + first) * 256 + (last - first) * d * 256 / s->dim;
+    const int whole = vectors > 1 || dims == LANES;
+#pragma GCC unroll 64
+    for (int i = 0; i < count * vectors; ++i) {
+        const real *at = s->chain + i % count * s->dim + d + i / count * LANES;
+        sum[i] = first == 0 ? vsplat(0.0f) : whole ? vload(at) : vload_first(at, dims);
+    }
+    for (ptrdiff_t k = first; k < last; ++k, from += part) {
+        const char *row = f->values[k] + d * width, some[SA_VECTOR_BYTES] = {0};
+        const real *weight = f->scores + k;
+        fetch_to(f, from / 256);
+        if (!whole) row = memcpy((char *)some, row, (size_t)(dims * width));
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+            vreal value = few_widen(dtype, row + v * LANES * width);
+            if (dtype == SA_INT8) value *= vsplat(f->value_scales[k]);
+#pragma GCC unroll 8
+            for (int r = 0; r < count; ++r)
+                sum[v * count + r] = vfma(value, vsplat(weight[r * FEW_STRIDE]), sum[v * count + r]);
+        }
+    }
+#pragma GCC unroll 64
+    for (int i = 0; i < count * vectors; ++i) {
+        ptrdiff_t r = i % count, at = r * s->dim + d + i / count * LANES;
+        real *to = last < f->n ? s->chain : s->outputs;
+        if (last == f->n && s->rescale)
+            sum[i] = vfma(whole ? vload(to + at) : vload_first(to + at, dims), vsplat(s->rescale[r]), sum[i]);
+        if (whole)
+            vstore(to + at, sum[i]);
+        else
+            vstore_first(to + at, sum[i], dims);
+    }
+}
+
+/* As many vectors of dimensions at a time as registers hold, and as many keys as the first cache. */
+INLINE void few_values_of(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
+                          const struct few_sums *s)
+{
+    ptrdiff_t chunk = s->dim <= vectors * LANES ? SA_KEY_BLOCK : 48;
+    for (ptrdiff_t first = 0; first < f->n; first += chunk)
+        for (ptrdiff_t d = 0, last = smaller(first + chunk, f->n); d < s->dim;) {
+            if (s->dim - d >= vectors * LANES) {
+                few_values_tile(dtype, count, vectors, f, first, last, d, s);
+                d += vectors * LANES;
+            } else if (vectors > 4 && s->dim - d >= 4 * LANES) {
+                few_values_tile(dtype, count, 4, f, first, last, d, s);
+                d += 4 * LANES;
+            } else {
+                few_values_tile(dtype, count, 1, f, first, last, d, s);
+                d += LANES;
+            }
+        }
+}
+
+INLINE void few_values_by(const enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, const struct few_sums *s)
+{
+    if (rows == 1)
+        few_values_of(dtype, 1, 8, f, s);
+    else if (rows == 2)
+        few_values_of(dtype, 2, MAX_NV > 2 ? 8 : 4, f, s);
+    else if (rows <= 4 || LANES < 8)
+        few_values_of(dtype, 4, MAX_NV > 2 ? 4 : 2, f, s);
+    else
+        few_values_of(dtype, LANES < 8 ? 4 : 8, MAX_NV > 2 ? 2 : 1, f, s);
+}
+
+static void few_values(enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, const struct few_sums *s)
+{
+    if (dtype == SA_REAL) few_values_by(SA_REAL, rows, f, s);
+#ifndef SA_FLOAT64_KERNELS
+    if (dtype == SA_FLOAT16) few_values_by(SA_FLOAT16, rows, f, s);
+    if (dtype == SA_BFLOAT16) few_values_by(SA_BFLOAT16, rows, f, s);
+    if (dtype == SA_INT8) few_values_by(SA_INT8, rows, f, s);
+#endif
+}
+
+/* The outputs of a span become a panel; or, where the values of a block must be added otherwise, rows again. */
+static void few_outputs_to_panel(const struct lanes *p, ptrdiff_t dim)
+{
+    const real *rows = few_outputs(p, dim);
+    memset(p->span.outputs, 0, (size_t)(dim * LANES) * sizeof(real));
+    for (ptrdiff_t r = 0; r < p->rows; ++r)
+        for (ptrdiff_t d = 0; d < dim; ++d)
+            p->span.outputs[d * LANES + r] = rows[r * dim + d];
+}
+
+static void few_outputs_from_panel(const struct lanes *p, ptrdiff_t dim)
+{
+    for (ptrdiff_t r = 0; r < p->rows; ++r)
+        for (ptrdiff_t d = 0; d < dim; ++d)
+            few_outputs(p, dim)[r * dim + d] = p->span.outputs[d * LANES + r];
+}
