@@ -289,14 +289,16 @@ static real *set_block(const struct sa_attention *a, const struct sa_tile *t, re
 static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
 {
     ptrdiff_t line = 64 / size_of(a->dtype), group = a->num_heads / a->num_kv_heads;
-    if (a->query.col == size_of(a->dtype))
-        for (ptrdiff_t i = 0; i < t->rows; ++i)
-            for (ptrdiff_t d = 0; d < a->head_dim; d += line)
-                __builtin_prefetch(row_of(&a->query, t->query, group, t->row0 + i) + d * a->query.col, 0, 3);
-    if (a->out.col == size_of(a->dtype))
-        for (ptrdiff_t i = 0; i < t->rows; ++i)
-            for (ptrdiff_t d = 0; d < a->value_dim; d += line)
-                __builtin_prefetch(out_row(a, t, t->row0 + i) + d * a->out.col, 1, 2);
+    for (ptrdiff_t i = 0; i < t->rows && a->query.col == size_of(a->dtype); ++i) {
+        const char *row = row_of(&a->query, t->query, group, t->row0 + i);
+        for (ptrdiff_t d = 0; d < a->head_dim; d += line)
+            __builtin_prefetch(row + d * a->query.col, 0, 3);
+    }
+    for (ptrdiff_t i = 0; i < t->rows && a->out.col == size_of(a->dtype); ++i) {
+        const char *row = out_row(a, t, t->row0 + i);
+        for (ptrdiff_t d = 0; d < a->value_dim; d += line)
+            __builtin_prefetch(row + d * a->out.col, 1, 2);
+    }
 }
 
 /* The rows of a tile from the row-th on: as many as the panel takes, and what each may see. */
