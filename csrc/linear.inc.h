@@ -113,6 +113,7 @@ static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptr
         for (; i + 2 * LANES <= l->depth; i += 2 * LANES)
             vstore(to + i / 2, vneighbours(vload(x + i), vload(x + i + LANES)));
         ptrdiff_t n = l->depth - i;
+        if (n == 0) continue;
         vreal first = vload_first(x + i, smaller(LANES, n)), second = vload_first(x + i + LANES, larger(0, n - LANES));
         vstore_first(to + i / 2, vneighbours(first, second), steps(n));
     }
