@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example-stacking example-fine-tune test test-oracles check format bench bench-smoke sanitize test-neon wheel clean
+.PHONY: help demo example-stacking example-fine-tune test test-oracles check format bench bench-smoke bench-tables sanitize test-neon wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -63,6 +63,18 @@ format: $(VENV)/check  ## put every source into the house's format
 
 bench: $(PEERS)/bench  ## side by side with NumPy, PyTorch, ONNX Runtime and OpenVINO
 	$(BENCH) $(ARGS)
+
+# What README prints: half an hour on two quiet cores.
+bench-tables: $(PEERS)/bench  ## measure all that README prints, and put it there
+	$(BENCH) operator --threads 1,2 --rounds 7 --json bench/results/operator.json --plot docs/bench-operator.png
+	$(BENCH) operator --precision bfloat16 --rounds 5 --json bench/results/operator-bfloat16.json
+	$(BENCH) decode --threads 1,2 --rounds 5 --min-time 0.03 --json bench/results/decode.json
+	$(BENCH) encoder --threads 1,2 --rounds 3 --json bench/results/encoder.json --plot docs/bench-encoder.png
+	$(BENCH) encoder --precision bfloat16 --threads 1,2 --rounds 3 --json bench/results/encoder-bfloat16.json
+	for script in masks gradients threads growth footprint; do \
+	    $(PEERS_PY) bench/$$script.py --json bench/results/$$script.json || exit 1; \
+	done
+	$(PEERS_PY) bench/table.py bench/results/*.json
 
 bench-smoke: $(PEERS)/bench  ## the same in a size that only shows that it runs
 	$(BENCH) --smoke $(ARGS)
