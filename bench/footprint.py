@@ -1,15 +1,25 @@
-"""What selfattn costs besides time: `python bench/footprint.py [--wheel FILE] [--json FILE]`."""
+"""What selfattn costs besides time: `python bench/footprint.py [--wheel FILE] [--json FILE]`.
+
+The time of `import selfattn`, of a call above its work, and of a new process until its first embedding; the
+memory of one call; the size of the wheel.
+"""
 
 import argparse
 import json
 import statistics
-import subprocess
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from selfattn.bench import machine
+import numpy as np
+
+import selfattn
+from selfattn import _kernels
+from selfattn.bench import machine, memory, timing, workloads
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL, SMALLEST = (1, 1, 8, 16), (1, 1, 1, 1)  # batch, heads, length, head_dim
 
 IMPORT_TIME = """
 import time, numpy
@@ -18,35 +28,54 @@ import selfattn
 print((time.perf_counter() - start) * 1e3)
 """
 
-# The arrays are filled before the first look at the high-water mark, so it then moves by the call alone.
-PEAK_MEMORY = """
-import resource, sys
-import numpy as np, selfattn
-rng = np.random.default_rng(0)
-query, key, value = (np.empty((1, {length}, 64), np.float32) for _ in range(3))
-for array in (query, key, value):
-    rng.standard_normal(out=array, dtype=np.float32)
-unit = 1 if sys.platform == "darwin" else 1024
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-out = selfattn.attention(query, key, value)
-print(((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit - out.nbytes) / 2**20)
+# The monotonic clock is the same in every process.
+FIRST_EMBEDDING = """
+import time
+import selfattn
+selfattn.TextEncoder.from_pretrained({model!r}).encode(["The pizza came out of the oven and it tasted good."])
+print(time.monotonic() - {start})
 """
-
-
-def fresh_interpreter(code: str) -> float:
-    """The number that the code prints."""
-    command = [sys.executable, "-P", "-c", code]  # what is installed, not this directory
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def import_milliseconds(repeats: int = 11) -> float:
     """Median time of `import selfattn` after `import numpy`, bytecode and files cached."""
-    return statistics.median(fresh_interpreter(IMPORT_TIME) for _ in range(repeats + 1))
+    return statistics.median(memory.in_new_process(IMPORT_TIME) for _ in range(repeats + 1))
 
 
-def peak_megabytes(length: int) -> float:
-    """Memory besides the result at its highest during one call, one head of head_dim 64, default threads."""
-    return fresh_interpreter(PEAK_MEMORY.format(length=length))
+def first_embedding_seconds(model: Path, repeats: int = 5) -> float:
+    """Median time from the start of a process to its first embedding, bytecode and files cached."""
+    return statistics.median(
+        memory.in_new_process(FIRST_EMBEDDING.format(model=str(model), start=time.monotonic()))
+        for _ in range(repeats + 1)
+    )
+
+
+def call_microseconds(rounds: int = 15) -> dict[str, float]:
+    """Of a small call on one thread: what the arguments, the result and the way into C take beside the work.
+
+    The work is what the binding, on arguments made ready before, takes longer than for a single number.
+    """
+    calls = {"call": small_call(SMALL), "with out=": small_call(SMALL, out=np.empty(SMALL, np.float32))}
+    bindings = {"binding": bound_call(SMALL), "smallest": bound_call(SMALLEST)}
+    choices = {name: timing.Choice(name, call, 0.0, 5e-6, {}) for name, call in (calls | bindings).items()}
+    seconds = timing.interleave(choices, rounds, min_time=0.01)
+    medians = {name: 1e6 * statistics.median(each) for name, each in seconds.items()}
+    work = medians["binding"] - medians["smallest"]
+    return {name: medians[name] - work for name in calls}
+
+
+def small_call(shape: tuple[int, ...], **options: Any) -> Callable[[], Any]:
+    arrays = [np.ones(shape, np.float32) for _ in range(3)]
+    return lambda: selfattn.attention(*arrays, num_threads=1, **options)
+
+
+def bound_call(shape: tuple[int, int, int, int]) -> Callable[[], Any]:
+    batch, heads, length, head_dim = shape
+    query, key, value, out = (np.ones(shape, np.float32) for _ in range(4))
+    sizes = (heads, heads, length, length, head_dim, head_dim)
+    return lambda: _kernels.attention(
+        query, key, value, out, None, None, None, (batch,), sizes, head_dim**-0.5, None, 1
+    )
 
 
 def newest_wheel() -> Path | None:
@@ -55,21 +84,34 @@ def newest_wheel() -> Path | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Import time, wheel size and peak memory of selfattn.")
+    parser = argparse.ArgumentParser(description="Import and call time, wheel size and memory of selfattn.")
     parser.add_argument("--wheel", type=Path, default=newest_wheel(), help="default: the newest in dist/")
     parser.add_argument("--length", type=int, default=16384, help="of the attention call (default: 16384)")
+    parser.add_argument("--model", type=Path, help="of the first embedding (default: MiniLM, as installed)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    overhead = call_microseconds()
+    shape = "x".join(map(str, SMALL))
     numbers = {
         "import, ms above numpy": import_milliseconds(),
-        f"peak extra memory at length {options.length}, MiB": peak_megabytes(options.length),
+        f"a call of {shape}, µs above its work": overhead["call"],
+        f"a call of {shape} with out=, µs above its work": overhead["with out="],
+        "new process to the first embedding, s": first_embedding(options.model),
+        f"peak extra memory at length {options.length}, MiB": memory.extra_megabytes((1, options.length, 64)),
         "wheel, MB": options.wheel.stat().st_size / 1e6 if options.wheel else None,
     }
     for name, number in numbers.items():
-        print(f"{name:<44}{'no wheel in dist/' if number is None else f'{number:.2f}'}")
+        print(f"{name:<50}{'not here' if number is None else f'{number:.2f}'}")
     if options.json:
         document = numbers | {"machine": machine.describe()}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def first_embedding(model: Path | None) -> float | None:
+    try:
+        return first_embedding_seconds(workloads.model_directory(model))
+    except ModuleNotFoundError:
+        return None
 
 
 if __name__ == "__main__":

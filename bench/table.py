@@ -1,6 +1,6 @@
 """The tables of README.md, from what a benchmark wrote: `python bench/table.py FILE.json ...`.
 
-Each FILE is what `selfattn bench`, masks.py, gradients.py or footprint.py wrote with --json. The text between
+Each FILE is what `selfattn bench` or another script here wrote with --json. The text between
 `<!-- bench:KIND -->` and `<!-- /bench -->` is replaced, with the machine and the command of the measurement
 beside the numbers. What no FILE holds stays as it is.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from selfattn.bench import report
 from selfattn.bench.options import CACHES
-from selfattn.bench.run import CONTENDERS, SHAPES
+from selfattn.bench.run import CONTENDERS, RANDOM_SHAPES, SHAPES
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -47,27 +47,31 @@ def replace(text: str, kind: str, table: str) -> str:
 
 def tables(document: dict[str, Any], path: Path) -> dict[str, str]:
     """The Markdown of each kind of measurement in the file."""
-    if "masks" in document:
-        return {"masks": masks_table(document, path)}
-    if "gradients" in document:
-        return {"gradients": gradients_table(document, path)}
+    for name, table in SCRIPTS.items():
+        if name in document:
+            return {name: table(document, path)}
     if "results" not in document:
         return {"footprint": footprint_table(document, path)}
-    kinds = dict.fromkeys(result["kind"] for result in document["results"])
-    if not kinds:
+    names = dict.fromkeys(map(report.table_name, document["results"]))
+    if not names:
         raise ValueError(f"{path} holds no results")
-    return {kind: speed_table(kind, document, path) for kind in kinds}
+    return {name: speed_table(name, document, path) for name in names}
 
 
-def speed_table(kind: str, document: dict[str, Any], path: Path) -> str:
+def rows_of(name: str, document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [result for result in document["results"] if report.table_name(result) == name]
+
+
+def speed_table(name: str, document: dict[str, Any], path: Path) -> str:
     """A row for each shape and number of threads, whoever wins."""
-    results = [result for result in document["results"] if result["kind"] == kind]
+    results = rows_of(name, document)
+    kind = results[0]["kind"]
     names = [name for name in report.CONTENDERS if any(name in contenders(result) for result in results)]
-    limit = report.limit_of(kind)
+    limit = report.limit_of(results[0])
     unit = "milliseconds (less is better)" if kind == "encoder" else f"{limit.unit} (more is better)"
-    precision = "" if kind == "decode" else "float32, "
+    precision = report.precision_words(kind, report.precision_of(results[0]))
     lines = [f"{precision}{unit}, median ± half the interquartile range:", ""]
-    of_limit = "of peak" if limit is report.PEAK else f"of {limit.words}"
+    of_limit = f"of {limit.words}" if limit is report.READ else "of peak"
     lines += rows(["shape", "threads", *names, of_limit, "best peer's time / ours"])
     for result in results:
         part = report.fraction_of_limit(result)
@@ -78,7 +82,7 @@ def speed_table(kind: str, document: dict[str, Any], path: Path) -> str:
         ]
     notes = report.footnotes(results)
     return "\n".join(
-        [*lines, "", *(f"- {note}" for note in notes), *[""] * bool(notes), *source(kind, document, path)]
+        [*lines, "", *(f"- {note}" for note in notes), *[""] * bool(notes), *source(name, document, path)]
     )
 
 
@@ -122,6 +126,52 @@ def gradients_table(document: dict[str, Any], path: Path) -> str:
     return "\n".join([*lines, "", *source("gradients", document, path)])
 
 
+def threads_table(document: dict[str, Any], path: Path) -> str:
+    """What threads give and cost, beside what they are meant to; every figure is the better the larger."""
+    lines = rows(["", "case", "figures", "ratio", "at least"])
+    for result in document["threads"]:
+        measured = ", ".join(f"{name}: {value:.4g}" for name, value in figures_of(result))
+        low, high = result["quartiles"]
+        bar = "" if result["bar"] is None else f"{result['bar']:.2f}"
+        ratio = f"{result['ratio']:.2f} ±{(high - low) / 2:.2f}"
+        lines += [line([result["part"], result["case"], measured, ratio, bar])]
+    return "\n".join([*lines, "", *source("threads", document, path)])
+
+
+def figures_of(result: dict[str, Any]) -> list[tuple[str, float]]:
+    fixed = {"part", "case", "ratio", "quartiles", "bar"}
+    return [(name, value) for name, value in result.items() if name not in fixed]
+
+
+def growth_table(document: dict[str, Any], path: Path) -> str:
+    """Time for a token and memory, by length and by batch."""
+    lines = rows(
+        ["batch", "length", "ns for a token", "at the FMA peak", "of peak", "MiB besides the arrays"]
+    )
+    for row in document["growth"]:
+        fraction = f"{row['model_ns'] / row['ns']:.0%}".replace("%", " %")
+        times = [f"{row['ns']:.0f}", f"{row['model_ns']:.0f}"]
+        lines += [line([str(row["batch"]), str(row["length"]), *times, fraction, f"{row['mib']:.2f}"])]
+    return "\n".join([*lines, "", *source("growth", document, path)])
+
+
+def soak_table(document: dict[str, Any], path: Path) -> str:
+    """Resident memory of a process that embeds."""
+    lines = rows(["resident memory, MiB", "measured", "at most"])
+    for name, value, most in document["soak"]:
+        lines += [line([name, f"{value:.1f}", "" if most is None else f"{most:g}"])]
+    return "\n".join([*lines, "", *source("soak", document, path)])
+
+
+SCRIPTS = {
+    "masks": masks_table,
+    "gradients": gradients_table,
+    "threads": threads_table,
+    "growth": growth_table,
+    "soak": soak_table,
+}
+
+
 def rows(heading: list[str]) -> list[str]:
     """The head of a table: names left, numbers right."""
     return [line(heading), line(["---", *["---:"] * (len(heading) - 1)])]
@@ -144,23 +194,32 @@ def source(kind: str, document: dict[str, Any], path: Path) -> list[str]:
     if facts is None:
         return [f"`{command}`"]
     cpu, versions = report.provenance(facts).splitlines()
-    limits = [
-        f"FMA peak {limit['peak_gflops']:.0f} GFLOP/s on {threads} thread(s)"
-        if kind != "decode"
-        else f"Read bandwidth {limit['read_gigabytes_per_second']:.0f} GB/s on {threads} thread(s)"
-        for threads, limit in facts.get("limits", {}).items()
-    ]
+    limits = limits_of(kind, document) if "results" in document else []
     return [f"`{command}`", "", ". ".join([cpu, *limits, f"Python {facts['python']}, {versions}."])]
 
 
-def run_command(kind: str, document: dict[str, Any], path: Path) -> str:
+def limits_of(name: str, document: dict[str, Any]) -> list[str]:
+    """What the rows were measured against, for each number of threads."""
+    limit = report.limit_of(rows_of(name, document)[0])
+    measured = document["machine"].get("limits", {})
+    return [
+        f"{threads} thread(s): {limit.words} {values[limit.measured]:.0f} {limit.unit}"
+        for threads, values in measured.items()
+    ]
+
+
+def run_command(name: str, document: dict[str, Any], path: Path) -> str:
     """The command line that makes this measurement again."""
-    results = [result for result in document["results"] if result["kind"] == kind]
+    results = rows_of(name, document)
+    kind = results[0]["kind"]
     threads, shapes = (distinct(results, name) for name in ("threads", "shape"))
     peers = [name for name in CONTENDERS[kind] if name != report.OURS]
     tried = [name for name in peers if any(name in contenders(result) for result in results)]
     command = ["selfattn bench", kind, "--threads", ",".join(threads)]
-    if shapes != list(SHAPES[kind]):
+    model, precision = results[0].get("random_model"), report.precision_of(results[0])
+    command += ["--model", model] if model else []
+    command += ["--precision", precision] if precision != "float32" else []
+    if shapes != list(RANDOM_SHAPES if model else SHAPES[kind]):
         command += ["--shapes", ",".join(shapes)]
     if kind == "decode":
         caches = distinct(results, "dtype")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfattn.bench import machine, options, report, run, timing, workloads
+from selfattn.bench import machine, options, peers, report, run, timing, workloads
 
 
 def workload(tolerance: float = 1e-5) -> Any:
@@ -128,6 +128,24 @@ def test_decode_is_measured_by_the_bytes_it_reads() -> None:
     ]
 
 
+def test_the_limit_of_bfloat16_is_the_peak_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "peak_gflops", lambda threads, bfloat16: (100.0 + 150 * bfloat16) * threads)
+    monkeypatch.setattr(machine, "read_bandwidth", lambda threads: 20.0)
+    facts: dict[str, Any] = {"machine": {}}
+    words = "2 thread(s): FMA peak 200.0 GFLOP/s, bfloat16 peak 500.0 GFLOP/s, read bandwidth 20.0 GB/s"
+    assert run.limits(facts, 2, "bfloat16") == words
+    assert facts["machine"]["limits"]["2"]["bfloat16_peak_gflops"] == 500
+    assert "bfloat16" not in run.limits({"machine": {}}, 2, "float32")
+    row = report.compare(result(selfattn=1.0) | {"precision": "bfloat16", "bfloat16_peak_gflops": [250, 200]})
+    assert row["contenders"]["selfattn"]["fraction_of_peak"] == pytest.approx(50 / 225)
+    assert "the bfloat16 peak moved from 250 to 200 GFLOP/s" in "\n".join(report.footnotes([row]))
+    assert "operator, bfloat16, 2 thread(s): GFLOP/s" in report.header("operator", 2, [], "bfloat16")
+
+
+def test_the_peak_of_bfloat16_is_measured_on_this_processor() -> None:
+    assert machine.peak_gflops(1, 0.01, bfloat16=True) > 0.9 * machine.peak_gflops(1, 0.01)
+
+
 def test_table_arithmetic_shows_a_loss() -> None:
     row = result(selfattn=1.0, torch=2.0, onnxruntime=0.5)
     assert row["contenders"]["selfattn"]["gflops"] == pytest.approx(50)
@@ -223,12 +241,19 @@ def test_a_row_has_a_place_for_the_right_the_absent_and_the_wrong(monkeypatch: p
         "numpy": lambda case, _: variants(matmul=case.expected + 1),
     }
     monkeypatch.setitem(run.CONTENDERS, "operator", contenders)
-    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 100.0 * threads)
+    monkeypatch.setattr(machine, "peak_gflops", lambda threads, bfloat16: 100.0 * threads)
     row = run.measure(case, list(contenders), 2, SimpleNamespace(rounds=3, min_time=1e-4))
     assert row["peak_gflops"] == [200.0, 200.0]
     assert list(row["contenders"]) == ["selfattn"]
     assert row["absent"] == {"torch": "No module named 'torch'"}
     assert row["refused"]["numpy"].endswith("error 1.0e+00 is above the tolerance 1.0e-05")
+
+
+@pytest.mark.parametrize(("suite", "name"), [("operator", "numpy"), ("encoder", "onnxruntime")])
+def test_who_has_no_bfloat16_is_absent(suite: str, name: str) -> None:
+    case = SimpleNamespace(precision="bfloat16")
+    with pytest.raises(peers.PrecisionError, match="it has no bfloat16 products"):
+        run.CONTENDERS[suite][name](case, 1)
 
 
 def test_attention_workload_counts_two_products_and_verifies_against_float64() -> None:
@@ -269,7 +294,7 @@ def test_encoder_flops_count_real_tokens() -> None:
     assert case.flops == 5 * (5 * (qkv_and_output + feed_forward) + attention)
 
 
-@pytest.mark.parametrize("shape", ["", "12", "1x2x3", "0x1x2x3", "1x2x3x4x5x6", "1x-2", "ragged", "ragged0"])
+@pytest.mark.parametrize("shape", ["", "0", "1x2x3", "0x1x2x3", "1x2x3x4x5x6", "1x-2", "ragged", "ragged0"])
 def test_a_bad_shape_is_an_error_that_says_what_a_shape_is(shape: str) -> None:
     with pytest.raises(ValueError, match="is none of BATCHxHEADSxLENGTHxHEAD_DIM"):
         options.suite_of(shape)

@@ -83,7 +83,7 @@ def test_where_the_numbers_come_from(tmp_path: Path) -> None:
     for fact in ("A Processor (avx2)", "2026-11-24", "commit 0123456789ab", "Python 3.11.7", "torch 2.13.0"):
         assert fact in text
     assert "onnx None" not in text
-    assert "FMA peak 100 GFLOP/s on 1 thread(s)" in text
+    assert "1 thread(s): FMA peak 100 GFLOP/s" in text
     assert "`selfattn bench operator --threads 1 --shapes 1x2x3x4 --vs numpy,torch,openvino " in text
     assert "--rounds 9 --min-time 0.05 --json run.json`" in text
 
@@ -108,10 +108,22 @@ def test_decode(tmp_path: Path) -> None:
     text = run(tmp_path, document(*rows), README.replace("operator", "decode"))
     assert "| shape | threads | selfattn | numpy | torch | openvino | of read bandwidth |" in text
     assert "| 1x32x8x4096x128 q4 bfloat16 | 1 | 20.0 ±2 % | absent | 5.0 ±2 % | WRONG | 80 % | 4.00 ±" in text
-    assert "Read bandwidth 10 GB/s on 1 thread(s)" in text
+    assert "1 thread(s): read bandwidth 10 GB/s" in text
     assert (
         "`selfattn bench decode --threads 1 --shapes 1x32x8x4096x128 --queries 1,4 --caches bfloat16 " in text
     )
+
+
+def test_an_encoder_in_bfloat16(tmp_path: Path) -> None:
+    row = measured("1x10", selfattn=0.002, torch=0.003)
+    row |= {"kind": "encoder", "precision": "bfloat16", "bfloat16_peak_gflops": [1000.0, 1000.0]}
+    contents = document(report.compare(row))
+    contents["machine"]["limits"]["1"]["bfloat16_peak_gflops"] = 998.0
+    text = run(tmp_path, contents, README.replace("operator", "encoder-bfloat16"))
+    assert "bfloat16, milliseconds (less is better)" in text
+    assert "| 1x10 | 1 | 2.00 ±2 % | absent | 3.00 ±2 % | WRONG | 50 % | 1.50 ±0.00 (torch) |" in text
+    assert "1 thread(s): bfloat16 peak 998 GFLOP/s" in text
+    assert "`selfattn bench encoder --threads 1 --precision bfloat16 --shapes 1x10 " in text
 
 
 def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:

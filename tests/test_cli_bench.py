@@ -12,7 +12,7 @@ import pytest
 
 import selfattn
 from selfattn import cli
-from selfattn.bench import bert, options, run, timing, workloads
+from selfattn.bench import bert, options, random_model, run, timing, workloads
 
 PACKAGE = Path(selfattn.__file__).parent.parent
 QUICK = ["--smoke", "--rounds", "2", "--min-time", "0.001"]
@@ -148,7 +148,7 @@ def test_bench_run_py_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["operators"], "'operators' is none of operator, decode, encoder"),
+        (["operators"], "'operators' is none of operator, decode, encoder, sweep"),
         (["operator", "--vs", "torch,tensorflow"], "'tensorflow' is none of numpy, torch"),
         (["operator", "--shapes", "1x2x3"], "shape '1x2x3' is none of BATCHxHEADSxLENGTHxHEAD_DIM"),
         (["operator", "--shapes", "1x2x3x4x5"], "--shapes 1x2x3x4x5 is for decode, not for operator"),
@@ -198,7 +198,7 @@ def test_the_shapes_say_which_suites(model):
 
 def test_an_encoder_that_nobody_named_is_left_out_without_a_model(monkeypatch, capsys):
     monkeypatch.setattr(workloads, "CARRIER", "no_such_package")
-    assert parsed().suites == ["operator", "decode"]
+    assert parsed().suites == ["operator", "decode", "sweep"]
     assert "encoder is left out: encoders need a model" in capsys.readouterr().err
 
 
@@ -216,3 +216,94 @@ def test_the_command_line_loads_nothing_that_measures():
         "selfattn.bench",
         "selfattn.bench.options",
     }
+
+
+# ---- sweeps, precisions, models of random weights ----
+
+
+def test_a_sweep_works_on_the_same_tokens_at_every_length(tmp_path):
+    result = bench("sweep", *QUICK, "--shapes", "16,8192", "--json", str(tmp_path / "out.json"))
+    assert result.returncode == 0, result.stderr
+    short, long = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert (short["shape"], long["shape"]) == ("16", "8192")
+    assert short["bytes"] == long["bytes"]
+    assert long["flops"] == 512 * short["flops"]
+    assert "sweep over the length of the sequences" in result.stdout
+
+
+def test_bfloat16_is_verified_on_numbers_that_it_has(tmp_path):
+    pytest.importorskip("ml_dtypes")
+    case = workloads.attention_workload("1x2x32x16", "bfloat16")
+    assert all(np.array_equal(x, x.astype("bfloat16").astype(np.float32)) for x in case.arrays)
+    assert case.tolerance == pytest.approx(2**-7 * np.abs(case.expected).max())
+    arguments = ["--precision", "bfloat16", "--vs", "numpy", "--json", str(tmp_path / "out.json")]
+    result = bench(*QUICK, *arguments, "--shapes", "1x2x32x16,16")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [(row["kind"], row["precision"]) for row in rows] == [
+        ("operator", "bfloat16"),
+        ("sweep", "bfloat16"),
+    ]
+    assert all(list(row["contenders"]) == ["selfattn"] for row in rows)
+    assert all(row["absent"] == {"numpy": "it has no bfloat16 products"} for row in rows)
+    assert "bfloat16 peak" in result.stdout
+    assert "operator, bfloat16, 1 thread(s)" in result.stdout
+
+
+def test_an_encoder_in_bfloat16(model, tmp_path):
+    pytest.importorskip("ml_dtypes")
+    arguments = ["--precision", "bfloat16", "--model", str(model), "--json", str(tmp_path / "out.json")]
+    result = bench("encoder", *QUICK, *arguments, "--shapes", "2x8,ragged3", "--vs", "onnxruntime")
+    assert result.returncode == 0, result.stderr
+    for row in json.loads((tmp_path / "out.json").read_text())["results"]:
+        assert (row["precision"], row["absent"]) == (
+            "bfloat16",
+            {"onnxruntime": "it has no bfloat16 products"},
+        )
+        assert row["contenders"]["selfattn"]["max_error"] <= row["tolerance"]
+        assert len(row["bfloat16_peak_gflops"]) == 2
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_the_peers_encode_in_bfloat16(name, model):
+    pytest.importorskip("ml_dtypes")
+    for library in {name, "torch", "transformers", "onnx"}:
+        pytest.importorskip(library)
+    case = workloads.encoder_workload("2x8", model, "bfloat16")
+    for build in run.CONTENDERS["encoder"][name](case, 1).values():
+        assert timing.verified_error(build(), case) > 1e-5  # not in float32
+
+
+def test_a_precision_is_for_all_but_decoding(model, capsys):
+    pytest.importorskip("ml_dtypes")
+    assert parsed("--precision", "bfloat16", "--model", str(model)).suites == list(run.BY_PRECISION)
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "decode", "operator", "--precision", "bfloat16"])
+    assert "--precision is for operator, encoder, sweep, not for decode" in capsys.readouterr().err
+
+
+def test_a_model_of_random_weights(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("safetensors")
+    sizes = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48}
+    config = random_model.RANDOM_MODELS["bert-base"] | sizes | {"vocab_size": 99}
+    monkeypatch.setitem(random_model.RANDOM_MODELS, "bert-base", config)
+    random_model.models.cache_clear()
+    models = random_model.models()
+    place = str(tmp_path / "out.json")
+    arguments = ["bench", "encoder", *QUICK, "--model", "bert-base", "--json", place]
+    assert cli.main([*arguments, "--shapes", "1x3,2x5"]) == 0
+    assert cli.main([*arguments, "--shapes", "ragged3"]) == 1
+    models.cleanup()
+    random_model.models.cache_clear()
+    rows = json.loads(Path(place).read_text())["results"]
+    assert [(row["shape"], row["random_model"]) for row in rows] == [
+        ("1x3", "bert-base"),
+        ("2x5", "bert-base"),
+    ]
+
+
+def test_a_large_model_is_measured_at_few_shapes():
+    chosen = parsed("encoder", "--model", "bert-base")
+    assert run.default_shapes("encoder", chosen) == run.RANDOM_SHAPES
+    assert run.default_shapes("encoder", parsed("encoder")) == run.SHAPES["encoder"]

@@ -16,14 +16,10 @@ from typing import Any
 import numpy as np
 
 from selfattn.bench import machine, peers
-from selfattn.bench.peers import Call, Variants
-from selfattn.bench.workloads import Array, max_error
+from selfattn.bench.peers import Call, UnsupportedError, Variants
+from selfattn.bench.workloads import Array, bfloat16, max_error
 
 MAX_COPIES = 64  # of small caches, which lie in a processor cache whatever is done
-
-
-class UnsupportedError(Exception):
-    """A contender has no way to compute this."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,7 @@ class DecodeWorkload:
 
     @property
     def query_dtype(self) -> np.dtype[Any]:
-        if self.dtype != "bfloat16":
-            return np.dtype(np.float32)
-        import ml_dtypes  # noqa: F401  gives NumPy the name
-
-        return np.dtype("bfloat16")
+        return bfloat16() if self.dtype == "bfloat16" else np.dtype(np.float32)
 
     @cached_property
     def arrays(self) -> tuple[Array, Array, Array]:
@@ -190,9 +182,8 @@ def torch_variants(workload: DecodeWorkload, threads: int) -> Variants:
     def build(query: Any, grouped: bool) -> Call:
         def attend(key: Any, value: Any) -> Array:
             with torch.inference_mode():
-                out = torch.nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=grouped)
-                result: Array = (out.float() if workload.dtype == "bfloat16" else out).numpy()
-                return result
+                attention = torch.nn.functional.scaled_dot_product_attention
+                return peers.array_of(attention(query, key, value, enable_gqa=grouped))
 
         return in_turn([partial(attend, *map(tensor, pair)) for pair in workload.caches])
 

@@ -11,9 +11,16 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
-from selfattn.bench.peers import Call, Variants, compile_openvino, inference_session
+from selfattn.bench.peers import (
+    Call,
+    Variants,
+    array_of,
+    compile_openvino,
+    inference_session,
+    only_float32,
+)
 from selfattn.bench.workloads import Array, EncoderWorkload
 
 
@@ -21,7 +28,8 @@ def selfattn_variants(workload: EncoderWorkload, threads: int) -> Variants:
     import selfattn
 
     # The network under encode(): the peers too are measured without tokenizer and pooling.
-    network = selfattn.TextEncoder.from_pretrained(workload.model)._network
+    precision: Literal["bfloat16"] | None = "bfloat16" if workload.precision == "bfloat16" else None
+    network = selfattn.TextEncoder.from_pretrained(workload.model, precision=precision).network
     return {"TextEncoder": lambda: partial(network, *workload.packed, num_threads=threads)}
 
 
@@ -30,35 +38,42 @@ def torch_variants(workload: EncoderWorkload, threads: int) -> Variants:
     import transformers  # noqa: F401  both must be there before a variant is built
 
     torch.set_num_threads(threads)
-    return {"BertModel, sdpa": lambda: torch_encoder(workload)}
+    if workload.precision == "float32":
+        return {"BertModel, sdpa": partial(torch_encoder, workload)}
+    return {
+        "BertModel, sdpa, bfloat16": partial(torch_encoder, workload, weights="bfloat16"),
+        "BertModel, sdpa, autocast": partial(torch_encoder, workload, autocast=True),
+    }
 
 
-def torch_encoder(workload: EncoderWorkload) -> Call:
+def torch_encoder(workload: EncoderWorkload, weights: str = "float32", autocast: bool = False) -> Call:
     import torch
 
-    model = bert(workload.model, "sdpa")
+    model = bert(workload.model, "sdpa", weights)
     inputs = [tuple(map(torch.from_numpy, batch)) for batch in workload.batches]
 
     def call() -> list[Array]:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return [
-                model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy() for ids, mask in inputs
+                array_of(model(input_ids=ids, attention_mask=mask).last_hidden_state) for ids, mask in inputs
             ]
 
     return call
 
 
 @cache
-def bert(directory: Path, attention: str) -> Any:
+def bert(directory: Path, attention: str, weights: str = "float32") -> Any:
+    import torch
     from transformers import BertModel, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = BertModel.from_pretrained(directory, attn_implementation=attention, add_pooling_layer=False)
-    return model.eval()
+    return model.eval().to(getattr(torch, weights))
 
 
 def onnxruntime_variants(workload: EncoderWorkload, threads: int) -> Variants:
+    only_float32(workload.precision)
     import onnxruntime  # noqa: F401  all three must be there before a variant is built
     import torch  # noqa: F401
     import transformers  # noqa: F401
@@ -82,7 +97,7 @@ def openvino_variants(workload: EncoderWorkload, threads: int) -> Variants:
 
     def build(attention: str) -> Call:
         model = openvino.Core().read_model(exported(attention, workload.model))
-        request = compile_openvino(model, threads, "LATENCY").create_infer_request()
+        request = compile_openvino(model, threads, "LATENCY", workload.precision).create_infer_request()
         batches = [list(batch) for batch in workload.batches]
 
         # The request reuses its output: without share_outputs each batch's result is copied out of it.
@@ -115,7 +130,7 @@ def export(model: Any, path: Path) -> None:
         def forward(self, ids: Any, mask: Any) -> Any:
             return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
 
-    ids = torch.randint(1000, 20000, (2, 16))
+    ids = torch.randint(model.config.vocab_size, (2, 16))
     mask = torch.ones_like(ids)
     mask[1, 10:] = 0  # without a padded row the trace would leave the mask out
     with warnings.catch_warnings():

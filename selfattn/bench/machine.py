@@ -98,11 +98,14 @@ def read_line(path: str) -> str | None:
     return read_text(path).strip() or None
 
 
-def peak_gflops(threads: int, seconds: float = 0.1) -> float:
-    """What FMAs on registers alone reach on so many cores with the active instruction set, GFLOP/s."""
+def peak_gflops(threads: int, seconds: float = 0.1, bfloat16: bool = False) -> float:
+    """What FMAs on registers alone reach on so many cores with the active instruction set, GFLOP/s.
+
+    With `bfloat16`, products of bfloat16 summed in float32; FMAs where the processor has no such products.
+    """
     from selfattn import _kernels
 
-    return on_threads(threads, partial(_kernels.measure_peak, seconds))
+    return on_threads(threads, partial(_kernels.measure_peak, seconds, bfloat16))
 
 
 def read_bandwidth(threads: int) -> float:

@@ -8,22 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SUITES = ("operator", "decode", "encoder")
+SUITES = ("operator", "decode", "encoder", "sweep")
 PEERS = ("numpy", "torch", "onnxruntime", "openvino")
 CACHES = ("float32", "bfloat16", "int8")
+PRECISIONS = ("float32", "bfloat16")
 NUMBERS = re.compile(r"[1-9]\d*(x[1-9]\d*)*")
 FORMS = {
     "operator": "BATCHxHEADSxLENGTHxHEAD_DIM",
     "decode": "BATCHxHEADSxKV_HEADSxKV_LENGTHxHEAD_DIM",
     "encoder": "BATCHxTOKENS or raggedSENTENCES",
+    "sweep": "LENGTH",
 }
-SUITE_OF_SIZES = {4: "operator", 5: "decode", 2: "encoder"}
+SUITE_OF_SIZES = {4: "operator", 5: "decode", 2: "encoder", 1: "sweep"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the benchmark; those left out are None, and `run` knows what they then are."""
     add = parser.add_argument
-    add("suites", nargs="*", type=one_of(SUITES), metavar="SUITE", help="operator, decode, encoder (all)")
+    add("suites", nargs="*", type=one_of(SUITES), metavar="SUITE", help=f"{', '.join(SUITES)} (all)")
     add("--vs", type=listed(one_of(PEERS)), metavar="PEERS", help=f"{','.join(PEERS)} (all; '' for none)")
     add("--threads", type=listed(above_zero(int)), metavar="N,N", help="such as 1,2 (1)")
     add(
@@ -39,9 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode: new tokens of each sequence (1)",
     )
     add("--caches", type=listed(one_of(CACHES)), metavar="DTYPES", help=f"decode: {','.join(CACHES)} (all)")
-    add("--model", type=Path, metavar="DIRECTORY", help="encoder: of a BERT model (MiniLM, as installed)")
+    add(
+        "--precision",
+        type=one_of(PRECISIONS),
+        metavar="DTYPE",
+        help=f"operator, encoder, sweep: of the products, {' or '.join(PRECISIONS)} (float32)",
+    )
+    add(
+        "--model",
+        type=Path,
+        metavar="DIRECTORY",
+        help="encoder: of a BERT model (MiniLM, as installed), or bert-base for random weights of its size",
+    )
     add("--json", type=Path, metavar="FILE", help="write every number to FILE")
-    add("--plot", type=Path, metavar="FILE", help="draw the fractions of the limit to FILE")
+    add("--plot", type=Path, metavar="FILE", help="draw it to FILE, and what more there is to see beside it")
     add("--rounds", type=above_zero(int), metavar="N", help="interleaved rounds (9)")
     add("--min-time", type=above_zero(float), metavar="SECONDS", help="of each turn (0.05)")
     add("--smoke", action="store_true", help="tiny shapes, two rounds, no peer unless named: does it run?")

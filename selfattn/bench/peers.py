@@ -14,18 +14,39 @@ from typing import Any
 
 import numpy as np
 
-from selfattn.bench.workloads import Array, AttentionWorkload
+from selfattn.bench.workloads import Array, AttentionWorkload, bfloat16
 
 Call = Callable[[], Any]
 Variants = dict[str, Callable[[], Call]]
 
 
+class UnsupportedError(Exception):
+    """A contender has no way to compute this row."""
+
+
+class PrecisionError(Exception):
+    """A contender has no way to compute in this precision, whatever the row."""
+
+
+def only_float32(precision: str) -> None:
+    if precision != "float32":
+        raise PrecisionError(f"it has no {precision} products")
+
+
 def selfattn_variants(workload: AttentionWorkload, threads: int) -> Variants:
     import selfattn
 
-    out = np.empty(workload.shape, np.float32)
-    call = partial(selfattn.attention, *workload.arrays, out=out, num_threads=threads)
-    return {"attention": lambda: call}
+    def build(dtype: Any, **options: Any) -> Call:
+        arrays = [array.astype(dtype, copy=False) for array in workload.arrays]
+        out = np.empty(workload.shape, dtype)
+        return partial(selfattn.attention, *arrays, out=out, num_threads=threads, **options)
+
+    if workload.precision == "float32":
+        return {"attention": lambda: build(np.float32)}
+    return {
+        "precision, float32 arrays": lambda: build(np.float32, precision="bfloat16"),
+        "precision, bfloat16 arrays": lambda: build(bfloat16(), precision="bfloat16"),
+    }
 
 
 def limit_numpy(threads: int) -> None:
@@ -40,6 +61,7 @@ def limit_numpy(threads: int) -> None:
 def numpy_variants(workload: AttentionWorkload, threads: int) -> Variants:
     from selfattn import reference
 
+    only_float32(workload.precision)
     limit_numpy(threads)
     query, key, value = workload.arrays
     scale = np.float32(workload.head_dim**-0.5)
@@ -65,17 +87,26 @@ def torch_variants(workload: AttentionWorkload, threads: int) -> Variants:
     import torch
 
     torch.set_num_threads(threads)
-    tensors = [torch.from_numpy(array) for array in workload.arrays]
+    tensors = [torch.from_numpy(x).to(getattr(torch, workload.precision)) for x in workload.arrays]
 
     def call() -> Array:
         with torch.inference_mode():
-            out: Array = torch.nn.functional.scaled_dot_product_attention(*tensors).numpy()
-            return out
+            return array_of(torch.nn.functional.scaled_dot_product_attention(*tensors))
 
     return {"scaled_dot_product_attention": lambda: call}
 
 
+def array_of(tensor: Any) -> Array:
+    """PyTorch's numbers, not copied; it gives NumPy no bfloat16."""
+    import torch
+
+    narrow = tensor.dtype == torch.bfloat16
+    array: Array = tensor.view(torch.int16).numpy().view(bfloat16()) if narrow else tensor.numpy()
+    return array
+
+
 def onnxruntime_variants(workload: AttentionWorkload, threads: int) -> Variants:
+    only_float32(workload.precision)
     import onnx  # noqa: F401  both must be there before a variant is built
     import onnxruntime  # noqa: F401
 
@@ -159,7 +190,7 @@ def openvino_variants(workload: AttentionWorkload, threads: int) -> Variants:
     model = openvino_attention([workload.shape] * 3)
 
     def build(hint: str) -> Call:
-        request = compile_openvino(model, threads, hint).create_infer_request()
+        request = compile_openvino(model, threads, hint, workload.precision).create_infer_request()
         arrays = list(workload.arrays)
         return lambda: request.infer(arrays, share_inputs=True, share_outputs=True)[0]
 
@@ -175,11 +206,11 @@ def openvino_attention(shapes: Sequence[tuple[int, ...]]) -> Any:
     return openvino.Model([operators.scaled_dot_product_attention(*inputs, causal=False)], inputs)
 
 
-def compile_openvino(model: Any, threads: int, hint: str) -> Any:
+def compile_openvino(model: Any, threads: int, hint: str, precision: str = "float32") -> Any:
     import openvino
 
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 wherever the processor has it
+    settings = {  # its own default is bfloat16 wherever the processor has it
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": hint,
         "NUM_STREAMS": 1,  # one request at a time may use every thread

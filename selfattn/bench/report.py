@@ -14,6 +14,7 @@ Result = dict[str, Any]
 OURS = "selfattn"
 CONTENDERS = (OURS, "numpy", "torch", "onnxruntime", "openvino")
 CELL = 15
+SWEEP = "16384 tokens at head_dim 64"
 DECODE_SHAPE = "{shape} q{queries} {dtype}"
 
 
@@ -29,6 +30,7 @@ class Limit(NamedTuple):
 
 
 PEAK = Limit("flops", "peak_gflops", "gflops", "fraction_of_peak", "GFLOP/s", "FMA peak")
+BFLOAT16_PEAK = PEAK._replace(measured="bfloat16_peak_gflops", words="bfloat16 peak")
 READ = Limit(
     "bytes",
     "read_gigabytes_per_second",
@@ -39,8 +41,19 @@ READ = Limit(
 )
 
 
-def limit_of(kind: str) -> Limit:
-    return READ if kind == "decode" else PEAK
+def precision_of(result: Result) -> str:
+    """Of the products: float32 in every row of decode and of files that say nothing of it."""
+    return result.get("precision") or "float32"
+
+
+def limit_for(kind: str, precision: str = "float32") -> Limit:
+    if kind == "decode":
+        return READ
+    return BFLOAT16_PEAK if precision == "bfloat16" else PEAK
+
+
+def limit_of(result: Result) -> Limit:
+    return limit_for(result["kind"], precision_of(result))
 
 
 def compare(result: Result) -> Result:
@@ -48,7 +61,7 @@ def compare(result: Result) -> Result:
 
     The ratio is that of the medians; its quartiles are over the rounds, each with its own neighbours.
     """
-    limit = limit_of(result["kind"])
+    limit = limit_of(result)
     reachable = sum(result[limit.measured]) / len(result[limit.measured])
     contenders = result["contenders"]
     for measured in contenders.values():
@@ -69,10 +82,23 @@ def label(result: Result) -> str:
     return DECODE_SHAPE.format(**result) if result["kind"] == "decode" else str(result["shape"])
 
 
-def header(kind: str, threads: int, names: Sequence[str]) -> str:
-    unit = "milliseconds" if kind == "encoder" else limit_of(kind).unit
-    precision = "" if kind == "decode" else "float32, "
-    title = f"\n{kind}, {precision}{threads} thread(s): {unit}, median ± half the interquartile range"
+def table_name(result: Result) -> str:
+    """The suite, with the model and the precision where they are not the usual ones."""
+    precision = precision_of(result)
+    others = [result.get("random_model"), precision if precision != "float32" else None]
+    return "-".join([result["kind"], *filter(None, others)])
+
+
+def precision_words(kind: str, precision: str) -> str:
+    """Before what else a table says of itself; each row of decode has its own."""
+    return "" if kind == "decode" else f"{precision}, "
+
+
+def header(kind: str, threads: int, names: Sequence[str], precision: str = "float32") -> str:
+    unit = "milliseconds" if kind == "encoder" else limit_for(kind, precision).unit
+    what = f"{kind} over the length of the sequences, {SWEEP}" if kind == "sweep" else kind
+    words = f"{what}, {precision_words(kind, precision)}{threads} thread(s)"
+    title = f"\n{words}: {unit}, median ± half the interquartile range"
     columns = f"{'shape':<{width(kind)}}" + "".join(f"{name:>{CELL}}" for name in names)
     return (
         f"{title}\n{columns}{'of read' if kind == 'decode' else 'of peak':>9}  time of the best peer / ours"
@@ -96,7 +122,7 @@ def width(kind: str) -> int:
 def fraction_of_limit(result: Result) -> float | None:
     """Ours, if we were measured."""
     ours = result["contenders"].get(OURS)
-    return None if ours is None else float(ours[limit_of(result["kind"]).fraction])
+    return None if ours is None else float(ours[limit_of(result).fraction])
 
 
 def ratio(result: Result) -> str:
@@ -112,7 +138,7 @@ def cell(result: Result, name: str) -> str:
     if name in result["contenders"]:
         measured = result["contenders"][name]
         encoder = result["kind"] == "encoder"
-        number = measured["median_seconds"] * 1e3 if encoder else measured[limit_of(result["kind"]).rate]
+        number = measured["median_seconds"] * 1e3 if encoder else measured[limit_of(result).rate]
         digits = 1 if not encoder else 2 if number < 100 else 0
         return f"{number:.{digits}f} ±{measured['spread'] * 50:.0f} %"
     return "WRONG" if name in result["refused"] else "absent" if name in result["absent"] else "-"
@@ -126,13 +152,11 @@ def footnotes(results: Sequence[Result]) -> list[str]:
     for result in results:
         place = f"{label(result)}, {result['threads']} thread(s)"
         notes.update({f"{place}: {name} is WRONG: {why}": None for name, why in result["refused"].items()})
-        limit = limit_of(result["kind"])
+        limit = limit_of(result)
         before, after = result[limit.measured]
         if abs(before - after) > 0.05 * max(before, after):
-            words = "peak" if limit is PEAK else limit.words
-            notes[
-                f"{place}: the {words} moved from {before:.0f} to {after:.0f} {limit.unit}, run it again"
-            ] = None
+            moved = f"the {limit.words} moved from {before:.0f} to {after:.0f} {limit.unit}"
+            notes[f"{place}: {moved}, run it again"] = None
     return list(notes)
 
 

@@ -12,13 +12,20 @@ from typing import Any
 
 from selfattn.bench import decode, encoders, machine, peers, report
 from selfattn.bench.options import CACHES, PEERS, SUITES, suite_of
+from selfattn.bench.random_model import RANDOM_MODELS
 from selfattn.bench.timing import Choice, WrongResultError, choose, interleave, summarize, wait_until_idle
-from selfattn.bench.workloads import attention_workload, encoder_workload, model_directory
+from selfattn.bench.workloads import (
+    attention_workload,
+    encoder_workload,
+    model_directory,
+    sweep_workload,
+)
 
 CONTENDERS: dict[str, dict[str, Callable[..., Any]]] = {
     "operator": peers.OPERATOR,
     "decode": decode.DECODE,
     "encoder": encoders.ENCODER,
+    "sweep": peers.OPERATOR,
 }
 SHAPES = {
     "operator": (
@@ -32,12 +39,17 @@ SHAPES = {
     ),
     "decode": ("1x32x8x4096x128", "8x32x8x1024x128", "1x8x8x16384x64"),
     "encoder": ("1x10", "1x128", "32x128", "8x256", "ragged256"),
+    "sweep": tuple(str(2**power) for power in range(4, 15)),
 }
+RANDOM_SHAPES = ("1x10", "1x128", "8x256")  # of the encoder, if its weights are random
 SMOKE_SHAPES = {
     "operator": ("1x2x32x16", "2x3x48x32"),
     "decode": ("2x4x2x40x16",),
     "encoder": ("2x8", "ragged4"),
+    "sweep": ("16", "64"),
 }
+BY_PRECISION = ("operator", "encoder", "sweep")
+DESCRIBED = ("queries", "dtype", "precision", "random_model", "bytes", "copies")  # of those that have it
 LARGE = ("arrays", "caches", "batches", "packed")  # what a workload makes when it is asked, and anew
 
 
@@ -58,7 +70,7 @@ def run(options: Namespace) -> list[str]:
     print(report.provenance(document["machine"]))
     warn(document["machine"])
     for threads in options.threads:
-        print(f"\n{limits(document, threads)}")
+        print(f"\n{limits(document, threads, options.precision)}")
         for suite in options.suites:
             of_suite = [workload for workload in workloads if workload.kind == suite]
             run_suite(suite, of_suite, threads, options, document["results"])
@@ -78,13 +90,10 @@ def complete(options: Namespace) -> None:
     options.threads = options.threads or [1]
     options.queries = options.queries or [1]
     options.vs = options.vs if options.vs is not None else [] if smoke else list(PEERS)
-    named = options.suites or [suite_of(shape) for shape in options.shapes or []]
-    options.suites = [suite for suite in SUITES if suite in named]
-    for shape in options.shapes or []:
-        if suite_of(shape) not in options.suites:
-            raise ValueError(f"--shapes {shape} is for {suite_of(shape)}, not for {' '.join(options.suites)}")
-    if not options.suites:
-        options.suites = [suite for suite in SUITES if suite != "encoder" or encoder_can_run(options.model)]
+    options.precision = options.precision or "float32"
+    options.suites = chosen_suites(options)
+    if options.precision == "bfloat16" and find_spec("ml_dtypes") is None:
+        raise ModuleNotFoundError("--precision bfloat16 needs ml_dtypes: pip install ml_dtypes")
     if options.caches is None:
         options.caches = [dtype for dtype in CACHES if dtype != "bfloat16" or find_spec("ml_dtypes")]
     elif "bfloat16" in options.caches and find_spec("ml_dtypes") is None:
@@ -93,6 +102,19 @@ def complete(options: Namespace) -> None:
         require_writable(path)
     if options.plot and find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--plot needs matplotlib: pip install selfattn[view]")
+
+
+def chosen_suites(options: Namespace) -> list[str]:
+    """Those that are named, or that the shapes are for; else all that can run."""
+    named = options.suites or [suite_of(shape) for shape in options.shapes or []]
+    suites = [suite for suite in SUITES if suite in named]
+    for shape in options.shapes or []:
+        if suite_of(shape) not in suites:
+            raise ValueError(f"--shapes {shape} is for {suite_of(shape)}, not for {' '.join(suites)}")
+    possible = SUITES if options.precision == "float32" else BY_PRECISION
+    if others := [suite for suite in suites if suite not in possible]:
+        raise ValueError(f"--precision is for {', '.join(possible)}, not for {' '.join(others)}")
+    return suites or [suite for suite in possible if suite != "encoder" or encoder_can_run(options.model)]
 
 
 def encoder_can_run(model: Path | None) -> bool:
@@ -115,18 +137,24 @@ def require_writable(path: Path) -> None:
 
 
 def chosen_workloads(options: Namespace) -> Iterator[Any]:
-    defaults = SMOKE_SHAPES if options.smoke else SHAPES
-    shapes = options.shapes or [shape for suite in options.suites for shape in defaults[suite]]
+    shapes = options.shapes or [shape for suite in options.suites for shape in default_shapes(suite, options)]
     model = model_directory(options.model) if "encoder" in options.suites else None
     for shape in shapes:
-        if (suite := suite_of(shape)) == "operator":
-            yield attention_workload(shape)
-        elif suite == "decode":
+        if (suite := suite_of(shape)) == "decode":
             for dtype in options.caches:
                 for queries in options.queries:
                     yield decode.decode_workload(shape, queries, dtype)
+        elif suite != "encoder":
+            make = attention_workload if suite == "operator" else sweep_workload
+            yield make(shape, options.precision)
         elif model is not None:
-            yield encoder_workload(shape, model)
+            yield encoder_workload(shape, model, options.precision)
+
+
+def default_shapes(suite: str, options: Namespace) -> tuple[str, ...]:
+    if suite == "encoder" and str(options.model) in RANDOM_MODELS:
+        return RANDOM_SHAPES[:1] if options.smoke else RANDOM_SHAPES
+    return (SMOKE_SHAPES if options.smoke else SHAPES)[suite]
 
 
 def warn(facts: dict[str, Any]) -> None:
@@ -137,15 +165,15 @@ def warn(facts: dict[str, Any]) -> None:
         print(f"warning: OPENBLAS_CORETYPE={core} may slow NumPy down; unset it", file=sys.stderr)
 
 
-def limits(document: dict[str, Any], threads: int) -> str:
+def limits(document: dict[str, Any], threads: int, precision: str) -> str:
     """Measures what the machine itself can do with so many threads."""
-    bandwidth = machine.read_bandwidth(threads)
-    peak = machine.peak_gflops(threads)
+    those = dict.fromkeys((report.PEAK, report.limit_for("operator", precision), report.READ))
+    measured = {limit: measured_limit(limit, threads) for limit in those}
     document["machine"].setdefault("limits", {})[str(threads)] = {
-        "peak_gflops": peak,
-        "read_gigabytes_per_second": bandwidth,
+        limit.measured: value for limit, value in measured.items()
     }
-    return f"{threads} thread(s): FMA peak {peak:.1f} GFLOP/s, read bandwidth {bandwidth:.1f} GB/s"
+    words = (f"{limit.words} {value:.1f} {limit.unit}" for limit, value in measured.items())
+    return f"{threads} thread(s): {', '.join(words)}"
 
 
 def run_suite(
@@ -153,7 +181,7 @@ def run_suite(
 ) -> None:
     names = [name for name in CONTENDERS[suite] if name == report.OURS or name in options.vs]
     if workloads:
-        print(report.header(suite, threads, names))
+        print(report.header(suite, threads, names, options.precision))
     for workload in workloads:
         result = measure(workload, names, threads, options)
         results.append(result)
@@ -171,39 +199,40 @@ def measure(workload: Any, names: list[str], threads: int, options: Namespace) -
         try:
             variants = CONTENDERS[workload.kind][name](workload, threads)
             choices[name] = choose(variants, workload, options.min_time)
-        except ImportError as error:
+        except (ImportError, peers.PrecisionError) as error:
             absent[name] = str(error)
-        except decode.UnsupportedError:
+        except peers.UnsupportedError:
             continue
         except WrongResultError as error:
             refused[name] = str(error)
-    before = steady_limit(workload.kind, threads)
+    limit = report.limit_for(workload.kind, getattr(workload, "precision", "float32"))
+    before = measured_limit(limit, threads)
     seconds = interleave(choices, options.rounds, options.min_time)
-    after = steady_limit(workload.kind, threads)
+    after = measured_limit(limit, threads)
     result = {
         "kind": workload.kind,
         "shape": workload.name,
         "threads": threads,
         "flops": workload.flops,
         "tolerance": workload.tolerance,
-        report.limit_of(workload.kind).measured: [before, after],
+        limit.measured: [before, after],
         "contenders": {name: describe(choices[name]) | summarize(seconds[name]) for name in choices},
         "absent": absent,
         "refused": refused,
     }
-    if workload.kind == "decode":
-        result |= {name: getattr(workload, name) for name in ("queries", "dtype", "bytes", "copies")}
-    return report.compare(result)
+    named = [name for name in DESCRIBED if hasattr(workload, name)]
+    return report.compare(result | {name: getattr(workload, name) for name in named})
 
 
 def describe(choice: Choice) -> dict[str, Any]:
     return {"variant": choice.variant, "max_error": choice.error, "rejected_variants": choice.rejected}
 
 
-def steady_limit(kind: str, threads: int) -> float:
+def measured_limit(limit: report.Limit, threads: int) -> float:
     wait_until_idle()
-    limit = machine.read_bandwidth if report.limit_of(kind) is report.READ else machine.peak_gflops
-    return limit(threads)
+    if limit is report.READ:
+        return machine.read_bandwidth(threads)
+    return machine.peak_gflops(threads, bfloat16=limit is report.BFLOAT16_PEAK)
 
 
 def write(document: dict[str, Any], options: Namespace) -> None:
@@ -212,4 +241,4 @@ def write(document: dict[str, Any], options: Namespace) -> None:
     if options.plot and any(result["contenders"] for result in document["results"]):
         from selfattn.bench.plot import plot
 
-        plot(document, options.plot)
+        print("drawn:", *plot(document, options.plot))

