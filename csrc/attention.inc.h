@@ -60,8 +60,9 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
         if (done) find_max(b);
     } else {
         struct operand keys = staged_rows(a, t, &b->keys, b->first, b->last);
-        struct ahead ahead[2] = {rows_ahead(a, &b->keys, b->first + 2 * MAX_TILE_ROWS),
-                                 rows_ahead(a, &b->values, b->first)};
+        int staged = needs_staging(a), wanted = !staged || !b->values.done;
+        ptrdiff_t next = b->first + (staged ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
+        struct ahead ahead[2] = {rows_ahead(a, &b->keys, next, wanted), rows_ahead(a, &b->values, b->first, wanted)};
         multiply_long(p->nv, b->last - b->first, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, p->width,
                       scores, done ? b->max : NULL, ahead);
     }
@@ -82,41 +83,58 @@ INLINE vreal raise_max(const real *block_max, real c, real *max, real *rescale)
     return new;
 }
 
-/* The scores become weights relative to the new maximum. */
-INLINE void softmax_nv(const int nv, ptrdiff_t keys, real c, real *scores, const real *block_max, struct state *s,
-                       real *rescale)
+/* The scores become weights relative to the new maximum; `paired`: the weights of a step's keys, one operand. */
+INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real c, real *scores, const real *block_max,
+                       struct state *s, real *rescale)
 {
     vreal max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(c);
     for (int v = 0; v < nv; ++v) {
         max[v] = raise_max(block_max + v * LANES, c, s->max + v * LANES, rescale + v * LANES);
         sum[v] = other[v] = vsplat(0.0f);
     }
-    /* Two sums, of every other key: half the rounding errors' growth. Which of the two is first makes no difference. */
-    for (ptrdiff_t k = 0; k < keys; ++k) {
+    /* Two sums, of every other key: half the rounding errors' growth. */
+    for (ptrdiff_t k = 0; k + 1 < keys; k += 2) {
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v) {
-            real *score = scores + k * nv * LANES + v * LANES;
-            vreal weight = vexp2((vload(score) - max[v]) * factor);
-            vstore(score, weight);
-            vreal swap = sum[v] + weight;
-            sum[v] = other[v];
-            other[v] = swap;
+            real *score = scores + k * nv * LANES + v * LANES, *next = score + nv * LANES;
+            vreal first = vexp2((vload(score) - max[v]) * factor), second = vexp2((vload(next) - max[v]) * factor);
+            sum[v] += first;
+            other[v] += second;
+            vstore(paired ? scores + k / 2 * nv * LANES + v * LANES : score, paired ? vpair(first, second) : first);
+            if (!paired) vstore(next, second);
         }
     }
-    for (int v = 0; v < nv; ++v)
+    for (int v = 0; v < nv; ++v) {
+        if (keys % 2) {
+            vreal last = vexp2((vload(scores + ((keys - 1) * nv + v) * LANES) - max[v]) * factor);
+            sum[v] += last;
+            vstore(scores + ((paired ? keys / 2 : keys - 1) * nv + v) * LANES,
+                   paired ? vpair(last, vsplat(0.0f)) : last);
+        }
         vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), sum[v] + other[v]));
+    }
 }
 
-static void softmax(int nv, ptrdiff_t keys, real c, real *scores, const real *block_max, struct state *s, real *rescale)
+INLINE void softmax_by(int nv, const int paired, ptrdiff_t keys, real c, real *scores, const real *block_max,
+                       struct state *s, real *rescale)
 {
     if (nv == 1)
-        softmax_nv(1, keys, c, scores, block_max, s, rescale);
+        softmax_nv(1, paired, keys, c, scores, block_max, s, rescale);
     else if (nv == 2)
-        softmax_nv(2, keys, c, scores, block_max, s, rescale);
+        softmax_nv(2, paired, keys, c, scores, block_max, s, rescale);
     else if (MAX_NV > 2 && nv == 3)
-        softmax_nv(MAX_NV > 2 ? 3 : 1, keys, c, scores, block_max, s, rescale);
+        softmax_nv(MAX_NV > 2 ? 3 : 1, paired, keys, c, scores, block_max, s, rescale);
     else if (MAX_NV > 2)
-        softmax_nv(MAX_NV > 2 ? 4 : 1, keys, c, scores, block_max, s, rescale);
+        softmax_nv(MAX_NV > 2 ? 4 : 1, paired, keys, c, scores, block_max, s, rescale);
+}
+
+static void softmax(int nv, int paired, ptrdiff_t keys, real c, real *scores, const real *block_max, struct state *s,
+                    real *rescale)
+{
+    if (TERMS == 2 && paired)
+        softmax_by(nv, 1, keys, c, scores, block_max, s, rescale);
+    else
+        softmax_by(nv, 0, keys, c, scores, block_max, s, rescale);
 }
 
 /* ---- pass 3: the values ---- */
@@ -182,7 +200,7 @@ static void attend_few(const struct sa_attention *a, const struct sa_tile *t, st
             find_max(b);
         else
             finish_scores(a, t, p, scaling, b);
-        softmax(p->nv, f.n, scaling.c, b->scores, b->max, &p->span, rescale);
+        softmax(p->nv, 0, f.n, scaling.c, b->scores, b->max, &p->span, rescale);
         if (a->dropout != 0.0) drop(a, t, p, b->first, b->last, b->scores, b->stride);
         few_from_panel(&f, p->rows, scores);
     }
@@ -198,7 +216,7 @@ static void attend_few(const struct sa_attention *a, const struct sa_tile *t, st
     p->span.empty = 0;
 }
 
-/* ---- blocks make a span, spans make the whole ---- */
+/* ---- blocks make a span, and spans the whole (spans.inc.h) ---- */
 
 static void begin_state(const struct lanes *p, struct state *s)
 {
@@ -219,40 +237,16 @@ static void attend_block(const struct sa_attention *a, const struct sa_tile *t, 
         return;
     }
     if (!score_block(a, t, p, scaling, key0, b)) return;
-    softmax(p->nv, b->last - b->first, scaling.c, b->scores, b->max, &p->span, rescale);
-    if (a->dropout != 0.0) drop(a, t, p, b->first, b->last, b->scores, b->stride);
-    if (TERMS == 2) pair_weights(p, b);
+    int dropped = a->dropout != 0.0;
+    softmax(p->nv, !dropped, b->last - b->first, scaling.c, b->scores, b->max, &p->span, rescale);
+    if (dropped) drop(a, t, p, b->first, b->last, b->scores, b->stride);
+    if (TERMS == 2 && dropped) pair_weights(p, b);
     if (p->span.outputs) add_values(a, t, p, b, rescale);
     p->span.empty = 0;
 }
 
-/* total = total + span, both rescaled to the larger maximum; the first span with a key is taken as it is. */
-static void merge_span(struct lanes *p, ptrdiff_t value_dim, real c)
-{
-    struct state *total = &p->total, *span = &p->span;
-    if (span->empty) return;
-    if (total->empty) {
-        struct state swap = *total;
-        *total = *span;
-        *span = swap;
-        return;
-    }
-    for (int v = 0; v < p->nv; ++v) {
-        vreal old = vload(total->max + v * LANES), add = vload(span->max + v * LANES), max = vmax(add, old);
-        vreal base = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
-        vreal old_factor = vexp2((old - base) * vsplat(c)), add_factor = vexp2((add - base) * vsplat(c));
-        vstore(total->max + v * LANES, max);
-        vreal sum = vload(total->sum + v * LANES) * old_factor;
-        vstore(total->sum + v * LANES, vfma(vload(span->sum + v * LANES), add_factor, sum));
-        for (ptrdiff_t d = 0; total->outputs && d < value_dim; ++d) {
-            real *o = total->outputs + d * p->width + v * LANES;
-            const real *s = span->outputs + d * p->width + v * LANES;
-            vstore(o, vfma(vload(s), add_factor, vload(o) * old_factor));
-        }
-    }
-}
-
-enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, APART = 64 / (int)sizeof(real) /* between buffers: not 4096 bytes */ };
+enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, SHARED_PANELS = SA_MOST_SHARED * MAX_PANELS };
+enum { APART = 64 / (int)sizeof(real) /* between buffers: not 4096 bytes */ };
 
 static size_t panel_numbers(ptrdiff_t dim)
 {
@@ -262,7 +256,8 @@ static size_t panel_numbers(ptrdiff_t dim)
 static size_t attention_workspace(const struct sa_attention *a)
 {
     size_t numbers = 2 * panel_numbers(SA_KEY_BLOCK);
-    numbers += MAX_PANELS * (panel_numbers(a->head_dim) + 2 * panel_numbers(a->value_dim));
+    numbers += (size_t)(needs_staging(a) ? SHARED_PANELS : MAX_PANELS) *
+               (panel_numbers(a->head_dim) + 2 * panel_numbers(a->value_dim));
     if (needs_staging(a)) numbers += SA_KEY_BLOCK * (size_t)(a->head_dim + a->value_dim) + 2 * APART;
     return numbers * sizeof(real);
 }
@@ -313,7 +308,7 @@ static void begin_panel(const struct sa_attention *a, const struct sa_tile *t, p
 
 /* Splits the rows of a tile into panels; returns how many. */
 static int set_panels(const struct sa_attention *a, const struct sa_tile *t, real *memory, real scale,
-                      struct lanes panels[MAX_PANELS])
+                      struct lanes *panels)
 {
     int count = 0;
     fetch_rows(a, t);
@@ -348,48 +343,4 @@ static void begin_block(struct block *b, ptrdiff_t first, ptrdiff_t last)
     b->keys.first = b->values.first = first / TERMS * TERMS;
     b->keys.last = b->values.last = last;
     b->keys.done = b->values.done = 0;
-}
-
-/* All blocks of all spans for the panels of a tile. */
-static int attend(const struct sa_attention *a, const struct sa_tile *t, struct scaling scaling, struct lanes *panels,
-                  int count, struct block *b)
-{
-    ptrdiff_t first, last;
-    all_keys(panels, count, &first, &last);
-    for (ptrdiff_t span = first / SA_KEY_SPAN * SA_KEY_SPAN; span < last; span += SA_KEY_SPAN) {
-        int status = sa_checkpoint();
-        if (status) return status;
-        for (int i = 0; i < count; ++i)
-            begin_state(&panels[i], &panels[i].span);
-        ptrdiff_t end = smaller(span + SA_KEY_SPAN, last);
-        for (ptrdiff_t key = larger(span, first / SA_KEY_BLOCK * SA_KEY_BLOCK); key < end; key += SA_KEY_BLOCK) {
-            begin_block(b, larger(key, first), smaller(key + SA_KEY_BLOCK, last));
-            for (int i = 0; i < count; ++i)
-                attend_block(a, t, &panels[i], scaling, key, b);
-        }
-        for (int i = 0; i < count; ++i)
-            if (few(a, &panels[i]) && panels[i].span.outputs && !panels[i].span.empty)
-                few_outputs_to_panel(&panels[i], a->value_dim);
-        for (int i = 0; i < count; ++i)
-            merge_span(&panels[i], a->value_dim, scaling.c);
-    }
-    for (int i = 0; i < count; ++i)
-        close_total(a, t, &panels[i], scaling);
-    return SA_OK;
-}
-
-static int attention(const struct sa_attention *a, const struct sa_tile *t, void *workspace)
-{
-    struct lanes panels[MAX_PANELS];
-    struct block b;
-    struct scaling scaling = scaling_of(a);
-    int count = set_panels(a, t, set_block(a, t, workspace, &b), scaling.query, panels);
-    int status = attend(a, t, scaling, panels, count, &b);
-    for (int i = 0; i < count && !status; ++i) {
-        if (panels[i].total.empty)
-            memset(panels[i].total.outputs, 0, (size_t)a->value_dim * (size_t)panels[i].width * sizeof(real));
-        store_panel(a, &a->out, t->out, a->value_dim, &panels[i], panels[i].total.outputs, panels[i].inverse);
-        if (t->lse) store_lse(a, t, &panels[i], scaling);
-    }
-    return status;
 }

@@ -14,6 +14,7 @@
 enum {
     SA_MAX_LEADING = 16,             /* leading (batch) dimensions */
     SA_TASK_ROWS = 64,               /* rows of the score matrix (queries x grouped heads) that one task takes */
+    SA_MOST_SHARED = 4,              /* so many times more, where its panels share keys and values that are staged */
     SA_KEY_BLOCK = 144,              /* keys that share one maximum ... */
     SA_KEY_SPAN = 12 * SA_KEY_BLOCK, /* ... and one chain of additions: functions of nothing but the key's index */
 };
@@ -147,6 +148,12 @@ struct sa_kernels {
 
     size_t (*attention_workspace)(const struct sa_attention *);
     int (*attention)(const struct sa_attention *, const struct sa_tile *, void *workspace);
+    /* The same in parts: each span of the keys that a tile may see, kept in span_bytes; then all of them merged. */
+    void (*key_range)(const struct sa_attention *, const struct sa_tile *, ptrdiff_t *first_key, ptrdiff_t *last_key);
+    size_t (*span_bytes)(const struct sa_attention *);
+    int (*attention_span)(const struct sa_attention *, const struct sa_tile *, ptrdiff_t first_key, void *states,
+                          void *workspace);
+    void (*merge_spans)(const struct sa_attention *, const struct sa_tile *, ptrdiff_t spans, void *states);
     int (*attention_weights)(const struct sa_attention *, const struct sa_tile *, void *workspace);
     int (*row_statistics)(const struct sa_attention *, const struct sa_tile *, void *workspace);
     size_t (*backward_workspace)(const struct sa_attention *);

@@ -5,6 +5,7 @@
 #include "convert.inc.h"
 #include "tile.inc.h"
 #include "attention.inc.h"
+#include "spans.inc.h"
 #include "weights.inc.h"
 #include "activation.inc.h"
 #include "linear.inc.h"
@@ -41,6 +42,10 @@ const struct sa_kernels SA_TABLE() = {
     .runs_here = runs_here,
     .attention_workspace = attention_workspace,
     .attention = attention,
+    .key_range = key_range,
+    .span_bytes = span_bytes,
+    .attention_span = attention_span,
+    .merge_spans = merge_spans,
     .attention_weights = attention_weights,
     .row_statistics = row_statistics,
     .column_sums = column_sums,

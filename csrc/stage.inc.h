@@ -24,51 +24,99 @@ static const char *row_address(const struct sa_attention *a, const struct sa_til
     return s->data + page * s->array->leading[0] + key % a->page_size * s->array->row;
 }
 
+/* LANES numbers of a key's row from a column on, those of int8 scaled; zeros past the row's end. */
+INLINE vreal row_part(const enum sa_dtype dtype, const char *row, ptrdiff_t col, ptrdiff_t column, ptrdiff_t width,
+                      real scale)
+{
+    const char *at = row + column * col;
+    ptrdiff_t n = smaller(LANES, width - column);
+#ifndef SA_FLOAT64_KERNELS
+    if (n == LANES && col == size_of(dtype)) {
+        if (dtype == SA_FLOAT16 || dtype == SA_BFLOAT16) return widen_half(dtype, *(const vhalf *)at);
+        if (dtype == SA_INT8) return widen_bytes(at) * vsplat(scale);
+    }
+#endif
+    if (n <= 0) return vsplat(0.0f);
+    vreal part = load_row(at, col, n, dtype);
+    if (dtype == SA_INT8) part *= vsplat(scale);
+    return part;
+}
+
+static real scale_of(const struct staged *s, ptrdiff_t key)
+{
+    return s->scale ? (real) * (const float_any *)(s->scale + key * s->scale_row) : (real)1.0;
+}
+
+/* Whole vectors are stored: what is past the end of a row becomes the next one, or lies between the buffers. */
 #ifndef SA_BFLOAT16_KERNELS
 /* Numbers: key by key, row by row. */
-static void stage_rows(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s)
+INLINE void stage_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_tile *t,
+                     const struct staged *s)
 {
-    for (ptrdiff_t key = s->first; key < s->last; ++key) {
-        real *to = s->room + (key - s->first) * s->width;
-        widen_row(row_address(a, t, s, key), s->array->col, s->width, a->kv_dtype, to);
-        if (s->scale) {
-            real scale = *(const float_any *)(s->scale + key * s->scale_row);
-            for (ptrdiff_t i = 0; i < s->width; ++i)
-                to[i] *= scale;
-        }
+    const ptrdiff_t width = s->width, col = s->array->col;
+    real *to = s->room;
+    for (ptrdiff_t key = s->first; key < s->last; ++key, to += width) {
+        const char *row = row_address(a, t, s, key);
+        real scale = scale_of(s, key);
+        for (ptrdiff_t i = 0; i < width; i += LANES)
+            vstore(to + i, row_part(dtype, row, col, i, width, scale));
     }
 }
 
 #else
-/* n <= LANES numbers of a key's row; zeros for a key that is not there. */
-static vreal row_part(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s, ptrdiff_t key,
-                      ptrdiff_t column, ptrdiff_t n)
+/* Pairs: of a key's neighbouring dimensions, */
+INLINE void stage_dimensions(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_tile *t,
+                             const struct staged *s)
 {
-    if (key >= s->last) return vsplat(0.0f);
-    vreal part = load_row(row_address(a, t, s, key) + column * s->array->col, s->array->col, n, a->kv_dtype);
-    if (s->scale) part *= vsplat(*(const float_any *)(s->scale + key * s->scale_row));
-    return part;
+    const ptrdiff_t width = s->width, col = s->array->col;
+    real *to = s->room;
+    for (ptrdiff_t key = s->first; key < s->last; ++key, to += steps(width)) {
+        const char *row = row_address(a, t, s, key);
+        real scale = scale_of(s, key);
+        for (ptrdiff_t i = 0; i < width; i += 2 * LANES)
+            vstore(to + i / 2, vneighbours(row_part(dtype, row, col, i, width, scale),
+                                           row_part(dtype, row, col, i + LANES, width, scale)));
+    }
 }
 
-/* Pairs: of a key's neighbouring dimensions, or, for the values, of the two keys of a step. */
-static void stage_rows(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s)
+/* or, for the values, of the two keys of a step; zeros for a key that is not there. */
+INLINE void stage_keys(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_tile *t,
+                       const struct staged *s)
 {
-    for (ptrdiff_t key = s->first; key < s->last; key += s->keys_per_step)
-        for (ptrdiff_t column = 0; column < s->width; column += LANES) {
-            ptrdiff_t n = smaller(LANES, s->width - column);
-            vreal part = row_part(a, t, s, key, column, n);
-            if (s->keys_per_step == 2) {
-                vreal pairs = vpair(part, row_part(a, t, s, key + 1, column, n));
-                vstore_first(s->room + (key - s->first) / 2 * s->width + column, pairs, n);
-            } else {
-                vhalf halves = narrow_bfloat16(part);
-                real *to = s->room + (key - s->first) * steps(s->width) + column / 2;
-                memcpy(to, &halves, (size_t)steps(n) * sizeof(real));
-            }
-        }
+    const ptrdiff_t width = s->width, col = s->array->col;
+    real *to = s->room;
+    for (ptrdiff_t key = s->first; key < s->last; key += 2, to += width) {
+        ptrdiff_t next_key = smaller(key + 1, s->last - 1), next_width = key + 1 < s->last ? width : 0;
+        const char *row = row_address(a, t, s, key), *next = row_address(a, t, s, next_key);
+        real scale = scale_of(s, key), next_scale = scale_of(s, next_key);
+        for (ptrdiff_t i = 0; i < width; i += LANES)
+            vstore(to + i, vpair(row_part(dtype, row, col, i, width, scale),
+                                 row_part(dtype, next, col, i, next_width, next_scale)));
+    }
+}
+
+INLINE void stage_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_tile *t,
+                     const struct staged *s)
+{
+    if (s->keys_per_step == 2)
+        stage_keys(dtype, a, t, s);
+    else
+        stage_dimensions(dtype, a, t, s);
 }
 
 #endif
+
+static void stage_rows(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s)
+{
+    if (a->kv_dtype == SA_REAL)
+        stage_as(SA_REAL, a, t, s);
+    else if (a->kv_dtype == SA_FLOAT16)
+        stage_as(SA_FLOAT16, a, t, s);
+    else if (a->kv_dtype == SA_BFLOAT16)
+        stage_as(SA_BFLOAT16, a, t, s);
+    else
+        stage_as(SA_INT8, a, t, s);
+}
 
 /* The rows of the keys first .. last - 1; of pairs of keys where a step takes two. */
 static struct operand staged_rows(const struct sa_attention *a, const struct sa_tile *t, struct staged *s,
@@ -86,10 +134,11 @@ static struct operand staged_rows(const struct sa_attention *a, const struct sa_
     return (struct operand){(const char *)s->room + (first - s->first) / s->keys_per_step * row, row, sizeof(real)};
 }
 
-/* A prefetch may point past the end of an array: it never faults. Pages and rows to be staged are not fetched ahead. */
-static struct ahead rows_ahead(const struct sa_attention *a, const struct staged *s, ptrdiff_t key)
+/* A prefetch may point past the end of an array: it never faults. Pages are not fetched ahead; of what is staged, a
+ * block's rows, once. */
+static struct ahead rows_ahead(const struct sa_attention *a, const struct staged *s, ptrdiff_t key, int wanted)
 {
-    int fetch = s->data && s->array->col == (ptrdiff_t)sizeof(real) && !needs_staging(a);
+    int fetch = wanted && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
     struct ahead ahead = {fetch ? s->data + key * s->array->row : NULL, s->array->row,
                           fetch ? s->width * s->array->col : 0};
     return ahead;

@@ -1,0 +1,143 @@
+/* tiles.c -- the tiles of a call: the pieces of the arrays that a task of attention, or of its gradients, works on. */
+#include "tiles.h"
+
+#include <stdlib.h>
+
+static ptrdiff_t leading_offset(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t item)
+{
+    ptrdiff_t offset = 0;
+    for (int d = a->num_leading - 1; d >= 0; --d) {
+        offset += item % a->leading_shape[d] * array->leading[d];
+        item /= a->leading_shape[d];
+    }
+    return offset;
+}
+
+char *sa_item_head(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t item, ptrdiff_t head)
+{
+    return array->data ? array->data + leading_offset(a, array, item) + head * array->head : NULL;
+}
+
+static void move_rows(char **data, const struct sa_array *array, ptrdiff_t rows)
+{
+    if (*data) *data += rows * array->row;
+}
+
+/* Packed: there are no leading dimensions, an item is a range of rows. Returns how many keys it has. */
+static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct sa_tile *t)
+{
+    ptrdiff_t query = (ptrdiff_t)a->cu_seqlens_q[item], key = (ptrdiff_t)a->cu_seqlens_kv[item];
+    t->q_len = (ptrdiff_t)a->cu_seqlens_q[item + 1] - query;
+    t->query += query * a->query.row;
+    t->key += key * a->key.row;
+    if (t->value) t->value += key * a->value.row;
+    if (t->mask) t->mask += query * a->mask.row;
+    if (t->bias) t->bias += query * a->bias.row;
+    if (t->grad_out) t->grad_out += query * a->grad_out.row;
+    move_rows(&t->out, &a->out, query);
+    move_rows(&t->lse, &a->lse, query);
+    move_rows(&t->grad_query, &a->grad_query, query);
+    move_rows(&t->grad_sinks, &a->grad_sinks, query);
+    move_rows(&t->grad_alibi, &a->grad_alibi, query);
+    move_rows(&t->grad_key, &a->grad_key, key);
+    move_rows(&t->grad_value, &a->grad_value, key);
+    return (ptrdiff_t)a->cu_seqlens_kv[item + 1] - key;
+}
+
+/* The tile-th of tiles of so many rows. */
+struct sa_tile sa_tile_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t tile,
+                          ptrdiff_t rows)
+{
+    ptrdiff_t group = a->num_heads / a->num_kv_heads, head = kv_head * group;
+    ptrdiff_t rows_of = a->block_table ? 0 : item; /* pages belong to no item */
+    struct sa_tile t = {
+        .query = sa_item_head(a, &a->query, item, head),
+        .key = sa_item_head(a, &a->key, rows_of, kv_head),
+        .value = sa_item_head(a, &a->value, rows_of, kv_head),
+        .key_scale = sa_item_head(a, &a->key_scale, item, kv_head),
+        .value_scale = sa_item_head(a, &a->value_scale, item, kv_head),
+        .mask = sa_item_head(a, &a->mask, item, head),
+        .bias = sa_item_head(a, &a->bias, item, head),
+        .out = sa_item_head(a, &a->out, item, head),
+        .lse = sa_item_head(a, &a->lse, item, head),
+        .grad_out = sa_item_head(a, &a->grad_out, item, head),
+        .grad_query = sa_item_head(a, &a->grad_query, item, head),
+        .grad_key = sa_item_head(a, &a->grad_key, item, kv_head),
+        .grad_value = sa_item_head(a, &a->grad_value, item, kv_head),
+        .grad_sinks = sa_item_head(a, &a->grad_sinks, item, head),
+        .grad_alibi = sa_item_head(a, &a->grad_alibi, item, head),
+        .item = item,
+        .head = head,
+        .pages = a->block_table ? a->block_table + item * a->table_width : NULL,
+        .alibi_slopes = a->alibi_slopes ? a->alibi_slopes + head : NULL,
+        .sinks = a->sinks ? a->sinks + head : NULL,
+        .q_len = a->q_len,
+        .row0 = tile * rows,
+    };
+    ptrdiff_t kv_len = a->cu_seqlens_q ? take_rows(a, item, &t) : a->kv_len;
+    t.valid_keys = a->kv_lengths ? (ptrdiff_t)a->kv_lengths[item / a->items_per_length] : kv_len;
+    /* The last query stands at the last key: of all, or of the valid ones where that is asked for by name. */
+    if (a->causal == SA_CAUSAL_BOTTOM_RIGHT || a->block_table) kv_len = t.valid_keys;
+    t.position0 = a->causal == SA_CAUSAL_TOP_LEFT ? 0 : kv_len - t.q_len;
+    t.rows = smaller(t.q_len * group - t.row0, rows);
+    return t;
+}
+
+ptrdiff_t sa_tiles_of(const struct sa_attention *a, ptrdiff_t q_len, ptrdiff_t rows)
+{
+    return task_count(q_len * (a->num_heads / a->num_kv_heads), rows);
+}
+
+int sa_plan_tiles(const struct sa_attention *a, ptrdiff_t rows, struct sa_tiles *tiles)
+{
+    ptrdiff_t per_head = sa_tiles_of(a, a->q_len, rows);
+    *tiles = (struct sa_tiles){rows, per_head * a->items * a->num_kv_heads, per_head, NULL,
+                               (double)a->items * (double)a->q_len * (double)a->kv_len};
+    if (!a->cu_seqlens_q) return SA_OK;
+    tiles->count = 0, tiles->scores = 0.0; /* sequences differ in length, and so in the number of their tiles */
+    tiles->first = malloc((size_t)(a->items + 1) * sizeof *tiles->first);
+    if (!tiles->first) return SA_NO_MEMORY;
+    for (ptrdiff_t i = 0; i < a->items; ++i) {
+        ptrdiff_t q_len = (ptrdiff_t)(a->cu_seqlens_q[i + 1] - a->cu_seqlens_q[i]);
+        tiles->first[i] = tiles->count;
+        tiles->count += sa_tiles_of(a, q_len, rows) * a->num_kv_heads;
+        tiles->scores += (double)q_len * (double)(a->cu_seqlens_kv[i + 1] - a->cu_seqlens_kv[i]);
+    }
+    tiles->first[a->items] = tiles->count;
+    return SA_OK;
+}
+
+/* The item that a tile of a packed batch belongs to. */
+static ptrdiff_t packed_item(const struct sa_attention *a, const struct sa_tiles *tiles, ptrdiff_t index)
+{
+    ptrdiff_t low = 0, high = a->items; /* first[low] <= index < first[high] */
+    while (high - low > 1) {
+        ptrdiff_t middle = low + (high - low) / 2;
+        if (tiles->first[middle] <= index)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Tiles go head by head, so that keys and values stay in the cache, and begin with a head's last: under a causal mask
+ * that is the one with the most keys, and what remains at the very end is short. */
+struct sa_tile sa_tile_at(const struct sa_attention *a, const struct sa_tiles *tiles, ptrdiff_t index)
+{
+    ptrdiff_t item, rest, per_head = tiles->per_head;
+    if (tiles->first) {
+        item = packed_item(a, tiles, index);
+        rest = index - tiles->first[item];
+        per_head = (tiles->first[item + 1] - tiles->first[item]) / a->num_kv_heads;
+    } else {
+        item = index / (per_head * a->num_kv_heads);
+        rest = index % (per_head * a->num_kv_heads);
+    }
+    return sa_tile_of(a, item, rest / per_head, per_head - 1 - rest % per_head, tiles->rows);
+}
+
+double sa_multiply_adds(const struct sa_attention *a, const struct sa_tiles *tiles)
+{
+    return tiles->scores * (double)a->num_heads * (double)(a->head_dim + a->value_dim);
+}
