@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -111,11 +112,15 @@ def _foreign(name: str, x: Any) -> Array:
 
 def require_float(name: str, array: Array) -> None:
     """TypeError unless the dtype is one that attention computes with."""
-    dtype = array.dtype
-    if dtype.name not in ("float32", "float64", "float16", "bfloat16"):
+    if not _is_float(array.dtype):
         raise TypeError(
-            f"{name} has dtype {dtype.name}; attention takes {_ACCEPTED}: {name}.astype(np.float32)"
+            f"{name} has dtype {array.dtype.name}; attention takes {_ACCEPTED}: {name}.astype(np.float32)"
         )
+
+
+@lru_cache  # to ask a dtype for its name takes two microseconds
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.name in ("float32", "float64", "float16", "bfloat16")
 
 
 def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -124,6 +129,15 @@ def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 # ---- sizes ----
+
+
+def fitting(query: Any, key: Any, value: Any) -> tuple[tuple[Array, ...], tuple[tuple[int, ...], Sizes]]:
+    """The three as `operands` gives them, with their `head_sizes`: quickly for those that fit as they are."""
+    plain = _kernels.plain_sizes(query, key, value)
+    if plain is None:
+        query, key, value = operands(query, key, value)
+        plain = head_sizes(query, key, value)
+    return (query, key, value), plain
 
 
 def head_sizes(query: Array, key: Array, value: Array | None = None) -> tuple[tuple[int, ...], Sizes]:
@@ -214,6 +228,8 @@ def alignment(causal: object, q_len: int, kv_len: int) -> str | None:
     """What the kernels call the diagonal; None without one."""
     if causal is False:
         return None
+    if causal is True and q_len == kv_len:
+        return "top_left"
     if isinstance(causal, bool | np.bool_):
         if causal and q_len != kv_len:
             choice = 'say causal="top_left" or causal="bottom_right"'
@@ -323,6 +339,9 @@ def target(
     """
     if out is not None:
         there = _writable(out)
+        direct = there is out and there.dtype == dtype and there.shape == shape and work <= _SHORT
+        if direct and _kernels.lies_apart(there, inputs):  # the rule, and quickly
+            return there
         if there.dtype.newbyteorder("=") != dtype:
             raise TypeError(f"out has dtype {there.dtype}; the result has {dtype}, as the query")
         if there.shape != shape:
@@ -332,7 +351,7 @@ def target(
         if _overlaps_itself(there):
             raise ValueError(f"out has strides {there.strides} for shape {shape}: its elements share memory")
         overlaps = any(array is not None and np.may_share_memory(there, array) for array in inputs)
-        if there is out and there.dtype == dtype and work <= _SHORT and not overlaps:
+        if direct and not overlaps:
             return there
     return np.empty(shape, dtype)
 

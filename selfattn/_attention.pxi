@@ -1,3 +1,5 @@
+from cpython.buffer cimport PyBuffer_IsContiguous
+
 # ---- attention ----
 
 cdef dict CAUSAL = {
@@ -10,19 +12,53 @@ cdef dict RESULTS = {
 cdef dict DTYPES = {
     "float32": SA_FLOAT32, "float64": SA_FLOAT64, "float16": SA_FLOAT16, "bfloat16": SA_BFLOAT16, "int8": SA_INT8,
 }
+cdef object NDARRAY = np.ndarray
 cdef object FLOAT32 = np.dtype(np.float32)
+cdef dict SEEN = {np.dtype(name): DTYPES[name] for name in ("float32", "float64", "float16", "int8")}
 
 
 cdef sa_dtype dtype_of(array) except *:
     dtype = array.dtype
-    return SA_FLOAT32 if dtype is FLOAT32 else DTYPES[dtype.name]
+    if dtype is FLOAT32:
+        return SA_FLOAT32
+    code = SEEN.get(dtype)
+    if code is None:  # bfloat16, not NumPy's own; to ask a dtype for its name takes two microseconds
+        code = DTYPES[dtype.name]
+        if dtype.isnative:
+            SEEN[dtype] = code
+    return code
+
+
+def plain_sizes(query, key, value):
+    """(leading, sizes) as attention() takes them, of NumPy arrays of one dtype and leading shape that fit together;
+    None where any of that is not so, and selfattn._arguments has to look closer."""
+    if type(query) is not NDARRAY or type(key) is not NDARRAY or type(value) is not NDARRAY:
+        return None
+    dtype = query.dtype
+    if key.dtype is not dtype or value.dtype is not dtype:
+        return None
+    if dtype is not FLOAT32 and SEEN.get(dtype, SA_INT8) == SA_INT8:
+        return None
+    cdef tuple q = query.shape, k = key.shape, v = value.shape
+    cdef Py_ssize_t rank = len(q), axis
+    if rank < 3 or rank - 3 > SA_MAX_LEADING or len(k) != rank or len(v) != rank:
+        return None
+    for axis in range(rank - 3):
+        if q[axis] != k[axis] or q[axis] != v[axis]:
+            return None
+    cdef Py_ssize_t num_heads = q[rank - 3], num_kv_heads = k[rank - 3], head_dim = q[rank - 1], kv_len = k[rank - 2]
+    if v[rank - 3] != num_kv_heads or v[rank - 2] != kv_len or k[rank - 1] != head_dim or head_dim == 0:
+        return None
+    if num_heads == 0 or num_kv_heads == 0 or num_heads % num_kv_heads:
+        return None
+    return q[:rank - 3], (num_heads, num_kv_heads, q[rank - 2], kv_len, head_dim, v[rank - 1])
 
 
 cdef void lay_out(sa_array *array, const Py_buffer *view, int columns, int num_leading) noexcept:
-    """Strides of (leading..., head, row[, column]) from the right; what is missing or of size 1 is broadcast."""
+    """Strides of (leading..., head, row[, column]) from the right; what is missing or of size 1 is broadcast:
+    its stride is 0, as the whole array was before."""
     cdef int dim, axis
     cdef ptrdiff_t stride
-    memset(array, 0, sizeof(sa_array))
     array.data = <char *>view.buf
     for axis in range(view.ndim):
         dim = view.ndim - 1 - axis  # counted from the right
@@ -92,6 +128,44 @@ cdef int set_call(sa_attention *args, query, key, tuple leading, tuple sizes, do
     return 0
 
 
+cdef struct Extent:
+    char *begin
+    char *end
+    bint plain  # writable and in C order
+
+
+cdef Extent extent_of(array) except *:
+    cdef Extent extent
+    cdef Py_buffer view
+    cdef ptrdiff_t reach
+    cdef int axis
+    PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+    extent.plain = not view.readonly and PyBuffer_IsContiguous(&view, b"C")
+    extent.begin = <char *>view.buf
+    extent.end = extent.begin + view.itemsize
+    for axis in range(view.ndim if view.len else 0):
+        reach = view.strides[axis] * (view.shape[axis] - 1)
+        if reach < 0:
+            extent.begin += reach
+        else:
+            extent.end += reach
+    PyBuffer_Release(&view)
+    return extent
+
+
+def lies_apart(out not None, tuple inputs not None):
+    """Is `out` writable, in C order, and where no input is?"""
+    cdef Extent target = extent_of(out), other
+    if not target.plain:
+        return False
+    for array in inputs:
+        if array is not None:
+            other = extent_of(array)
+            if target.begin < other.end and other.begin < target.end:
+                return False
+    return True
+
+
 def attention(query not None, key not None, value, out, lse, mask, bias, tuple leading, tuple sizes, double scale,
               str causal, int num_threads, *, str what="attention", window=None, double softcap=0.0, alibi_slopes=None,
               sinks=None, kv_lengths=None, positions=None, cu_seqlens_q=None, cu_seqlens_kv=None, block_tables=None,
@@ -130,19 +204,30 @@ def attention(query not None, key not None, value, out, lse, mask, bias, tuple l
         take(&views, &args.bias, bias, 1, axes)
         take(&views, &args.key_scale, key_scale, 0, axes)
         take(&views, &args.value_scale, value_scale, 0, axes)
-        with nogil:
-            status = run_uninterrupted(&args, num_threads) if uninterrupted else sa_attention_run(
-                sa_active(), &args, result, num_threads)
+        if is_short(&args):  # with one thread: nobody waits for others and holds the GIL
+            status = run_uninterrupted(&args, result, 1)
+        else:
+            with nogil:
+                status = run_uninterrupted(&args, result, num_threads) if uninterrupted else sa_attention_run(
+                    sa_active(), &args, result, num_threads)
     finally:
         release(&views)
     raise_status(status)
 
 
-cdef int run_uninterrupted(const sa_attention *args, int num_threads) noexcept nogil:
+cdef bint is_short(const sa_attention *a) noexcept:
+    """Is the call over in some 20 us, sooner than the GIL is handed over and back? Counted in multiply-adds: a score's
+    softmax costs as much as 32, and fewer than 8 rows as much as 8, for the keys are read once."""
+    cdef ptrdiff_t rows = max(8, a.q_len * (a.num_heads // a.num_kv_heads))
+    cdef double scores = <double>a.items * a.num_kv_heads * rows * (a.kv_len + 1)
+    return a.dropout == 0.0 and scores * (a.head_dim + a.value_dim + 32) < 8e5
+
+
+cdef int run_uninterrupted(const sa_attention *args, sa_result result, int num_threads) noexcept nogil:
     hold_poll(True)
-    cdef int status = sa_attention_run(sa_active(), args, SA_ATTENTION, num_threads)
+    cdef int status = sa_attention_run(sa_active(), args, result, num_threads)
     if status == SA_NO_MEMORY and num_threads > 1:
-        status = sa_attention_run(sa_active(), args, SA_ATTENTION, 1)
+        status = sa_attention_run(sa_active(), args, result, 1)
     hold_poll(False)
     return status
 

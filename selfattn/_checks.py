@@ -73,7 +73,7 @@ def as_lengths(
     if checked.shape != (batch,) and not (batch == 1 and checked.ndim == 0):
         raise ValueError(f"{name} has shape {checked.shape}; one length for each item is {(batch,)}")
     checked = checked.reshape(batch)
-    wrong = np.flatnonzero((checked < 0) | (checked > most))
+    wrong = ((checked < 0) | (checked > most)).nonzero()[0]
     if wrong.size:
         item = wrong[0]
         bound = np.broadcast_to(most, batch)[item]

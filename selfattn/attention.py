@@ -15,6 +15,7 @@ from selfattn._arguments import (
     alignment,
     arithmetic,
     finish,
+    fitting,
     head_sizes,
     mask_and_bias,
     operands,
@@ -120,31 +121,34 @@ def attention(
         TypeError: a type or dtype that is not accepted.
         ValueError: shapes, lengths or numbers that do not fit.
     """
-    query, key, value = operands(query, key, value)
-    leading, sizes = head_sizes(query, key, value)
-    masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-    call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads, dropout, seed)
+    (query, key, value), (leading, sizes) = fitting(query, key, value)
+    no_masks = mask is None and bias is None and window is None and kv_lengths is None
+    no_numbers = scale is None and softcap is None and alibi_slopes is None and sinks is None
+    no_dropout = seed is None and type(dropout) is float and dropout == 0.0
+    if no_masks and no_numbers and no_dropout and precision is None:  # the rule, and quickly
+        diagonal = None if causal is False else alignment(causal, sizes[2], sizes[3])
+        factor, threads = 1.0 / math.sqrt(sizes[4]), resolve_num_threads(num_threads)
+        call: tuple[Any, ...] = (None, None, leading, sizes, factor, diagonal, threads)
+        given: dict[str, Any] = {}
+    else:
+        masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
+        call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads, dropout, seed)
     shape = (*leading, sizes[0], sizes[2], sizes[5])
-    result = (
-        np.empty(shape, query.dtype) if out is None else _target(out, shape, (query, key, value), call, given)
-    )
+    inputs = query, key, value
+    result = np.empty(shape, query.dtype) if out is None else _target(out, shape, inputs, call)
     lse = np.empty(shape[:-1], arithmetic(query.dtype)) if return_lse else None
-    _kernels.attention(query, key, value, result, lse, *call, **given, uninterrupted=result is out)
-    result = finish(result, out)
+    if result is out:
+        given["uninterrupted"] = True
+    _kernels.attention(query, key, value, result, lse, *call, **given)
+    if out is not None:
+        result = finish(result, out)
     return (result, lse) if return_lse else result
 
 
-def _target(
-    out: AnyArray,
-    shape: tuple[int, ...],
-    inputs: tuple[Array, Array, Array],
-    call: tuple[Any, ...],
-    given: dict[str, Any],
-) -> Array:
-    query, _, value = inputs
-    everything = (*inputs, call[0], call[1], given.get("alibi_slopes"), given.get("sinks"))
-    work = math.prod(shape) * value.shape[-2] * (query.shape[-1] / max(1, shape[-1]) + 1)  # multiply-adds
-    return target(out, shape, query.dtype, everything, work)
+def _target(out: AnyArray, shape: tuple[int, ...], inputs: tuple[Array, ...], call: tuple[Any, ...]) -> Array:
+    mask, bias, _, sizes = call[:4]  # slopes, sinks and lengths are copies: they share no memory with `out`
+    work = math.prod(shape[:-1]) * sizes[3] * (sizes[4] + sizes[5])  # multiply-adds
+    return target(out, shape, inputs[0].dtype, (*inputs, mask, bias), work)
 
 
 def attention_weights(

@@ -68,7 +68,7 @@ def trim() -> None:
 
 
 def _checked(num_threads: int) -> int:
-    count = as_integer("num_threads", num_threads)
+    count = num_threads if type(num_threads) is int else as_integer("num_threads", num_threads)
     if not 1 <= count <= MAX_THREADS:
         raise ValueError(f"num_threads={count} must be at least 1 and at most {MAX_THREADS}")
     return count
