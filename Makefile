@@ -71,7 +71,7 @@ bench-tables: $(PEERS)/bench  ## measure all that README prints, and put it ther
 	$(BENCH) decode --threads 1,2 --rounds 5 --min-time 0.03 --json bench/results/decode.json
 	$(BENCH) encoder --threads 1,2 --rounds 3 --json bench/results/encoder.json --plot docs/bench-encoder.png
 	$(BENCH) encoder --precision bfloat16 --threads 1,2 --rounds 3 --json bench/results/encoder-bfloat16.json
-	for script in masks gradients threads growth footprint; do \
+	for script in masks gradients threads footprint; do \
 	    $(PEERS_PY) bench/$$script.py --json bench/results/$$script.json || exit 1; \
 	done
 	$(PEERS_PY) bench/table.py bench/results/*.json
