@@ -5,7 +5,6 @@ memory of one call; the size of the wheel.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import numpy as np
 
 import selfattn
 from selfattn import _kernels
-from selfattn.bench import machine, memory, timing, workloads
+from selfattn.bench import machine, memory, report, timing, workloads
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL, SMALLEST = (1, 1, 8, 16), (1, 1, 1, 1)  # batch, heads, length, head_dim
@@ -57,8 +56,7 @@ def call_microseconds(rounds: int = 15) -> dict[str, float]:
     """
     calls = {"call": small_call(SMALL), "with out=": small_call(SMALL, out=np.empty(SMALL, np.float32))}
     bindings = {"binding": bound_call(SMALL), "smallest": bound_call(SMALLEST)}
-    choices = {name: timing.Choice(name, call, 0.0, 5e-6, {}) for name, call in (calls | bindings).items()}
-    seconds = timing.interleave(choices, rounds, min_time=0.01)
+    seconds = timing.in_turns(calls | bindings, rounds, min_time=0.01)
     medians = {name: 1e6 * statistics.median(each) for name, each in seconds.items()}
     work = medians["binding"] - medians["smallest"]
     return {name: medians[name] - work for name in calls}
@@ -103,8 +101,7 @@ def main() -> None:
     for name, number in numbers.items():
         print(f"{name:<50}{'not here' if number is None else f'{number:.2f}'}")
     if options.json:
-        document = numbers | {"machine": machine.describe()}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        report.write_json(numbers | {"machine": machine.describe()}, options.json)
 
 
 def first_embedding(model: Path | None) -> float | None:

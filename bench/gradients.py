@@ -7,7 +7,6 @@ timed. Without PyTorch only our own figures are printed.
 
 import argparse
 import importlib.util
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 import selfattn
 from selfattn import _kernels
-from selfattn.bench import machine, timing
+from selfattn.bench import report, timing
 
 SHAPES = [(8, 12, 128, 64), (1, 12, 512, 64), (1, 8, 2048, 64), (2, 8, 1024, 128)]
 LAYERS, WIDTH, HEADS, D_FF, BATCH, LENGTH = 6, 384, 12, 1536, 32, 128
@@ -108,14 +107,6 @@ def torch_step(threads: int, x: np.ndarray, grad_y: np.ndarray) -> Call:
 # ---- measuring ----
 
 
-def interleaved(calls: dict[str, Call], rounds: int, min_time: float) -> dict[str, list[float]]:
-    choices = {
-        name: timing.Choice(name, call, 0.0, timing.rough_seconds(call, min_time), {})
-        for name, call in calls.items()
-    }
-    return timing.interleave(choices, rounds, min_time)
-
-
 def verify(ours: Any, theirs: Any) -> None:
     for our, their in zip(ours, theirs, strict=True):
         error = np.abs(our - their).max() / np.abs(their).max()
@@ -130,7 +121,7 @@ def operator_result(shape: tuple[int, ...], causal: bool, threads: int, rounds: 
         calls["torch"] = torch_operator(shape, causal, threads)
         verify(both(), calls["torch"]())
     peak = _kernels.measure_peak() * threads
-    seconds = interleaved(calls, rounds, min_time)
+    seconds = timing.in_turns(calls, rounds, min_time)
     batch, heads, length, head_dim = shape
     gflop = 4e-9 * batch * heads * length * length * head_dim
     result = {
@@ -147,7 +138,7 @@ def operator_result(shape: tuple[int, ...], causal: bool, threads: int, rounds: 
 def step_result(threads: int, rounds: int, min_time: float) -> Any:
     step, inputs = our_step(threads)
     calls = {"selfattn": step} | ({"torch": torch_step(threads, *inputs)} if HAS_TORCH else {})
-    seconds = interleaved(calls, rounds, min_time)
+    seconds = timing.in_turns(calls, rounds, min_time)
     shape = f"{LAYERS} layers, {WIDTH} wide, {BATCH}x{LENGTH}"
     ours = 1e3 * statistics.median(seconds["selfattn"])
     return {"what": "training step", "shape": shape, "threads": threads, "ms": ours} | against_torch(seconds)
@@ -188,10 +179,7 @@ def main() -> None:
         for job in jobs:
             results.append(job())
             print(shown(results[-1]), flush=True)
-    if options.json:
-        settings = {"threads": options.threads, "rounds": options.rounds, "min_time": options.min_time}
-        document = {"gradients": results, "settings": settings, "machine": machine.describe()}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    report.write_measured("gradients", results, options, "threads", "rounds", "min_time")
 
 
 if __name__ == "__main__":

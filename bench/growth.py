@@ -6,7 +6,6 @@ measured peak. Memory is what one call takes besides its arrays, in a process of
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import selfattn
-from selfattn.bench import machine, memory, timing
+from selfattn.bench import machine, memory, report, timing
 
 HEAD_DIM, BATCH_LENGTH = 64, 128
 LENGTHS = [1024 * 2**power for power in range(7)]
@@ -109,13 +108,9 @@ def main() -> None:
     for place in places:
         results.append(measured(*place, options))
         print(shown(results[-1]), flush=True)
-    facts = machine.describe()
-    if options.json:
-        settings = {"threads": options.threads, "rounds": options.rounds, "min_time": options.min_time}
-        document = {"growth": results, "settings": settings, "machine": facts}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    report.write_measured("growth", results, options, "threads", "rounds", "min_time")
     if options.plot:
-        draw(results, facts, options.plot)
+        draw(results, machine.describe(), options.plot)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ call of the same shape, in float32 and without options. A ratio below 1 is time 
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import numpy as np
 
 import selfattn
 from selfattn import reference
-from selfattn.bench import machine, timing
+from selfattn.bench import report, timing
 
 Shape = tuple[int, int, int, int]  # batch, heads, length, head_dim
 BLOCK = 128  # of the block-sparse mask
@@ -96,11 +95,7 @@ def ratio(case: Case, threads: int, rounds: int, min_time: float) -> dict[str, A
     verify(case, threads)
     plain = Case("plain", case.shape)
     calls = {name: call_of(which, threads) for name, which in (("plain", plain), ("case", case))}
-    choices = {
-        name: timing.Choice(name, call, 0.0, timing.rough_seconds(call, min_time), {})
-        for name, call in calls.items()
-    }
-    seconds = timing.interleave(choices, rounds, min_time)
+    seconds = timing.in_turns(calls, rounds, min_time)
     ratios = [case / plain for case, plain in zip(seconds["case"], seconds["plain"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     shape = "x".join(map(str, case.shape))
@@ -120,10 +115,7 @@ def main() -> None:
         spread = (result["quartiles"][1] - result["quartiles"][0]) / 2
         print(f"{result['name']:<40}{result['shape']:<16}{result['ratio']:.2f} ±{spread:.2f}", flush=True)
         results.append(result)
-    if options.json:
-        settings = {"threads": options.threads, "rounds": options.rounds, "min_time": options.min_time}
-        document = {"masks": results, "settings": settings, "machine": machine.describe()}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    report.write_measured("masks", results, options, "threads", "rounds", "min_time")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ resident memory as it goes. All of the process counts: Python, NumPy, the tokeni
 """
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import selfattn
-from selfattn.bench import machine, workloads
+from selfattn.bench import report, workloads
 
 ABOVE_WEIGHTS = 60.0  # MiB that it is meant to stay below
 FLAT = 1.0  # MiB by which the last quarter of the batches may exceed the one before
@@ -82,10 +81,7 @@ def main() -> None:
     for name, value, most in table:
         bar = "" if most is None else f"  at most {most:g}{'  ABOVE' if value > most else ''}"
         print(f"{name:<36}{value:>8.1f} MiB{bar}")
-    if options.json:
-        settings = {"batches": options.batches, "sentences": options.sentences}
-        document = {"soak": table, "resident": measured, "settings": settings, "machine": machine.describe()}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    report.write_measured("soak", table, options, "batches", "sentences", resident=measured)
 
 
 if __name__ == "__main__":

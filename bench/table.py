@@ -130,17 +130,12 @@ def threads_table(document: dict[str, Any], path: Path) -> str:
     """What threads give and cost, beside what they are meant to; every figure is the better the larger."""
     lines = rows(["", "case", "figures", "ratio", "at least"])
     for result in document["threads"]:
-        measured = ", ".join(f"{name}: {value:.4g}" for name, value in figures_of(result))
+        measured = ", ".join(f"{name}: {value:.4g}" for name, value in result["figures"].items())
         low, high = result["quartiles"]
         bar = "" if result["bar"] is None else f"{result['bar']:.2f}"
         ratio = f"{result['ratio']:.2f} ±{(high - low) / 2:.2f}"
         lines += [line([result["part"], result["case"], measured, ratio, bar])]
     return "\n".join([*lines, "", *source("threads", document, path)])
-
-
-def figures_of(result: dict[str, Any]) -> list[tuple[str, float]]:
-    fixed = {"part", "case", "ratio", "quartiles", "bar"}
-    return [(name, value) for name, value in result.items() if name not in fixed]
 
 
 def growth_table(document: dict[str, Any], path: Path) -> str:

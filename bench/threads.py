@@ -63,15 +63,14 @@ def call_of(shape: str, threads: int, name: str = report.OURS) -> Call:
 
 def row(part: str, case: str, figures: dict[str, float], ratios: list[float], bar: float | None) -> Row:
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"part": part, "case": case, **figures, "ratio": middle, "quartiles": [low, high], "bar": bar}
-
-
-def in_turns(calls: dict[str, Call], rounds: int, min_time: float) -> dict[str, list[float]]:
-    choices = {
-        name: timing.Choice(name, call, 0.0, timing.rough_seconds(call, min_time), {})
-        for name, call in calls.items()
+    return {
+        "part": part,
+        "case": case,
+        "figures": figures,
+        "ratio": middle,
+        "quartiles": [low, high],
+        "bar": bar,
     }
-    return timing.interleave(choices, rounds, min_time)
 
 
 def quotients(above: list[float], below: list[float]) -> list[float]:
@@ -90,7 +89,7 @@ def scaling(shapes: list[str], threads: int, rounds: int, min_time: float) -> It
     for name, limit in (("FMA peak", machine.peak_gflops), ("read bandwidth", machine.read_bandwidth)):
         yield row("scaling", name, {}, [limit(threads) / limit(1) for _ in range(3)], None)
     for shape in shapes:
-        seconds = in_turns({str(n): call_of(shape, n) for n in (1, threads)}, rounds, min_time)
+        seconds = timing.in_turns({str(n): call_of(shape, n) for n in (1, threads)}, rounds, min_time)
         one, many = seconds["1"], seconds[str(threads)]
         bar = least_speed_up(statistics.median(one), threads)
         yield row("scaling", shape, milliseconds(one, many, threads), quotients(one, many), bar)
@@ -166,7 +165,7 @@ def beside(shapes: list[str], threads: int, rounds: int, min_time: float) -> Ite
     for shape in shapes:
         for n in dict.fromkeys((1, threads)):
             calls = [call_of(shape, n), call_of(shape, n, "torch")]
-            alone = in_turns(dict(zip("ab", calls, strict=True)), rounds, min_time)
+            alone = timing.in_turns(dict(zip("ab", calls, strict=True)), rounds, min_time)
             between = [alternating(calls, min_time) for _ in range(rounds)]
             for who, name in enumerate((report.OURS, "torch")):
                 apart, mixed = alone["ab"[who]], [seconds[who] for seconds in between]
@@ -274,11 +273,10 @@ PARTS: dict[str, tuple[Callable[..., Iterator[Row]], list[str]]] = {
     "beside": (beside, BESIDE),
     "quota": (quota, QUOTA),
 }
-FIXED = ("part", "case", "ratio", "quartiles", "bar")
 
 
 def shown(result: Row) -> str:
-    figures = "".join(f"{name}: {value:<10.4g}" for name, value in result.items() if name not in FIXED)
+    figures = "".join(f"{name}: {value:<10.4g}" for name, value in result["figures"].items())
     spread = (result["quartiles"][1] - result["quartiles"][0]) / 2
     bar = "" if result["bar"] is None else f"  at least {result['bar']:.2f}"
     below = "  BELOW" if result["bar"] is not None and result["ratio"] < result["bar"] else ""
@@ -304,10 +302,7 @@ def main() -> None:
         for result in measure(chosen.shapes or shapes, chosen.threads, chosen.rounds, chosen.min_time):
             results.append(result)
             print(shown(result), flush=True)
-    if chosen.json:
-        settings = {"threads": chosen.threads, "rounds": chosen.rounds, "min_time": chosen.min_time}
-        document = {"threads": results, "settings": settings, "machine": machine.describe()}
-        chosen.json.write_text(json.dumps(document, indent=1) + "\n")
+    report.write_measured("threads", results, chosen, "threads", "rounds", "min_time")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from selfattn.bench import machine
 
 Result = dict[str, Any]
 
@@ -158,6 +161,13 @@ def footnotes(results: Sequence[Result]) -> list[str]:
             moved = f"the {limit.words} moved from {before:.0f} to {after:.0f} {limit.unit}"
             notes[f"{place}: {moved}, run it again"] = None
     return list(notes)
+
+
+def write_measured(name: str, rows: Any, options: Namespace, *settings: str, **more: Any) -> None:
+    """What a script measured, if --json asks for it, with these of its options and the machine."""
+    if options.json:
+        used = {setting: getattr(options, setting) for setting in settings}
+        write_json({name: rows, **more, "settings": used, "machine": machine.describe()}, options.json)
 
 
 def write_json(document: dict[str, Any], path: Path) -> None:

@@ -112,6 +112,14 @@ def interleave(choices: Mapping[str, Choice], rounds: int, min_time: float) -> d
     return seconds
 
 
+def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, min_time: float) -> dict[str, list[float]]:
+    """`interleave` of calls of which nothing else is known."""
+    choices = {
+        name: Choice(name, call, 0.0, rough_seconds(call, min_time), {}) for name, call in calls.items()
+    }
+    return interleave(choices, rounds, min_time)
+
+
 def summarize(seconds: Sequence[float]) -> dict[str, Any]:
     """Median and quartiles over the rounds; `spread` is the interquartile range over the median."""
     low, median, high = (float(x) for x in np.percentile(seconds, (25, 50, 75)))
