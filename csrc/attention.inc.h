@@ -54,7 +54,6 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
     int done = unmasked(b, scaling);
     if (few(a, p)) {
         struct few_rows f;
-        set_few_query(p, a->head_dim);
         score_few(a, t, p, b, &f);
         few_to_panel(&f, p->rows, scores);
         if (done) find_max(b);
@@ -306,11 +305,18 @@ static void begin_panel(const struct sa_attention *a, const struct sa_tile *t, p
     set_ranges(a, t, p);
 }
 
-/* Splits the rows of a tile into panels; returns how many. */
-static int set_panels(const struct sa_attention *a, const struct sa_tile *t, real *memory, real scale,
-                      struct lanes *panels)
+static void load_queries(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct scaling scaling)
+{
+    load_panel(a, &a->query, t->query, a->head_dim, p, scaling.query, p->query);
+    if (few(a, p)) set_few_query(p, a->head_dim);
+}
+
+/* Lays out the workspace, and splits the rows of a tile into panels; returns how many. */
+static int begin_tile(const struct sa_attention *a, const struct sa_tile *t, struct scaling scaling, void *workspace,
+                      struct block *b, struct lanes *panels)
 {
     int count = 0;
+    real *memory = set_block(a, t, workspace, b);
     fetch_rows(a, t);
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES, ++count) {
         struct lanes *p = &panels[count];
@@ -321,8 +327,7 @@ static int set_panels(const struct sa_attention *a, const struct sa_tile *t, rea
         p->total.outputs = t->value ? memory + panel_numbers(a->value_dim) : NULL;
         memory += 2 * panel_numbers(a->value_dim);
         begin_state(p, &p->total);
-        load_panel(a, &a->query, t->query, a->head_dim, p, scale, p->query);
-        if (few(a, p)) set_few_query(p, a->head_dim);
+        load_queries(a, t, p, scaling);
     }
     return count;
 }

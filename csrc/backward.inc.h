@@ -113,7 +113,7 @@ static void set_gradient_panels(const struct sa_attention *a, const struct sa_ti
         g->grad_query = memory, memory += panel_numbers(a->head_dim);
         g->grad_out = memory, memory += panel_numbers(a->value_dim);
         g->empty = 1;
-        load_panel(a, &a->query, t->query, a->head_dim, p, scaling.query, p->query);
+        load_queries(a, t, p, scaling);
         load_panel(a, &a->grad_out, t->grad_out, a->value_dim, p, (real)1.0, g->grad_out);
         load_row_sums(a, t, scaling.natural ? (real)1.0 : scaling.units, g);
     }

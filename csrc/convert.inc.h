@@ -80,11 +80,23 @@ static void widen_row(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_dtyp
     }
 }
 
+/* LANES numbers side by side. */
+INLINE vreal load_whole(const char *at, const enum sa_dtype dtype)
+{
+    (void)dtype;
+#ifndef SA_FLOAT64_KERNELS
+    if (dtype == SA_FLOAT16 || dtype == SA_BFLOAT16) return widen_half(dtype, *(const vhalf *)at);
+    if (dtype == SA_INT8) return widen_bytes(at);
+#endif
+    return vload((const real *)at);
+}
+
 /* n <= LANES numbers of a row; the other lanes are zero. */
 INLINE vreal load_row(const char *row, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype)
 {
-    if (dtype == SA_REAL && col == (ptrdiff_t)sizeof(real))
-        return n == LANES ? vload((const real *)row) : vload_first((const real *)row, n);
+    if (n == LANES && col == size_of(dtype) && (dtype == SA_REAL || SA_REAL == SA_FLOAT32))
+        return load_whole(row, dtype);
+    if (dtype == SA_REAL && col == (ptrdiff_t)sizeof(real)) return vload_first((const real *)row, n);
     real buffer[LANES] = {0};
     widen_row(row, col, n, dtype, buffer);
     return vload(buffer);

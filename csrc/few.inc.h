@@ -117,16 +117,6 @@ INLINE vreal few_unpack(const enum sa_dtype dtype, vreal packed, const int part)
     return packed;
 }
 
-/* LANES numbers side by side. */
-INLINE vreal few_widen(const enum sa_dtype dtype, const char *at)
-{
-#ifndef SA_FLOAT64_KERNELS
-    if (dtype == SA_BFLOAT16) return widen_bfloat16(*(const vhalf *)at);
-    if (dtype == SA_INT8) return widen_bytes(at);
-#endif
-    return few_load(dtype, at);
-}
-
 /* ---- scores ---- */
 
 /* chain[row] += the products of LANES keys' dimensions with `count` rows of queries; query: dim x count. */

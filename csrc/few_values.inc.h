@@ -34,7 +34,7 @@ INLINE void few_values_tile(const enum sa_dtype dtype, const int count, const in
         if (!whole) row = memcpy((char *)some, row, (size_t)(dims * width));
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
-            vreal value = few_widen(dtype, row + v * LANES * width);
+            vreal value = load_whole(row + v * LANES * width, dtype);
             if (dtype == SA_INT8) value *= vsplat(f->value_scales[k]);
 #pragma GCC unroll 8
             for (int r = 0; r < count; ++r)

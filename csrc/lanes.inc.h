@@ -120,13 +120,7 @@ static void load_panel(const struct sa_attention *a, const struct sa_array *arra
         for (ptrdiff_t d = 0; d < dim; d += LANES) {
             vreal tile[LANES];
             ptrdiff_t width = smaller(LANES, dim - d);
-            if (a->dtype == SA_REAL) {
-                load_turned(rows, n, d * array->col, array->col, width, SA_REAL, tile);
-            } else {
-                for (ptrdiff_t i = 0; i < LANES; ++i)
-                    tile[i] = i < n ? row_part(a->dtype, rows[i], array->col, d, dim, 1.0f) : vsplat(0.0f);
-                vtranspose(tile);
-            }
+            load_turned(rows, n, d * array->col, array->col, width, a->dtype, tile);
             real *to = panel + d / TERMS * p->width + v * LANES;
             if (width == LANES) {
 #pragma GCC unroll 16

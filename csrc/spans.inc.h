@@ -45,10 +45,11 @@ static void attend_span(const struct sa_attention *a, const struct sa_tile *t, s
             few_outputs_to_panel(&panels[i], a->value_dim);
 }
 
-/* All spans. */
-static int attend(const struct sa_attention *a, const struct sa_tile *t, struct scaling scaling, struct lanes *panels,
-                  int count, struct block *b)
+/* Begins a tile of `count` panels, and does all spans. */
+static int attend(const struct sa_attention *a, const struct sa_tile *t, struct scaling scaling, void *workspace,
+                  struct block *b, struct lanes *panels, int *panel_count)
 {
+    int count = *panel_count = begin_tile(a, t, scaling, workspace, b, panels);
     ptrdiff_t first, last;
     all_keys(panels, count, &first, &last);
     for (ptrdiff_t span = first / SA_KEY_SPAN * SA_KEY_SPAN; span < last; span += SA_KEY_SPAN) {
@@ -76,8 +77,7 @@ static int attention(const struct sa_attention *a, const struct sa_tile *t, void
     struct lanes panels[SHARED_PANELS];
     struct block b;
     struct scaling scaling = scaling_of(a);
-    int count = set_panels(a, t, set_block(a, t, workspace, &b), scaling.query, panels);
-    int status = attend(a, t, scaling, panels, count, &b);
+    int count, status = attend(a, t, scaling, workspace, &b, panels, &count);
     for (int i = 0; i < count && !status; ++i)
         store_total(a, t, &panels[i], scaling);
     return status;
@@ -119,8 +119,8 @@ static int attention_span(const struct sa_attention *a, const struct sa_tile *t,
     struct block b;
     struct scaling scaling = scaling_of(a);
     ptrdiff_t first, last;
-    int count = set_panels(a, t, set_block(a, t, workspace, &b), scaling.query, panels);
-    key_range(a, t, &first, &last);
+    int count = begin_tile(a, t, scaling, workspace, &b, panels);
+    all_keys(panels, count, &first, &last);
     attend_span(a, t, scaling, panels, count, first_key, first, last, &b);
     struct state *s = states;
     for (int i = 0; i < count; s = next_state(a, &panels[i], s), ++i) {

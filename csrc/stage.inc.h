@@ -28,16 +28,8 @@ static const char *row_address(const struct sa_attention *a, const struct sa_til
 INLINE vreal row_part(const enum sa_dtype dtype, const char *row, ptrdiff_t col, ptrdiff_t column, ptrdiff_t width,
                       real scale)
 {
-    const char *at = row + column * col;
-    ptrdiff_t n = smaller(LANES, width - column);
-#ifndef SA_FLOAT64_KERNELS
-    if (n == LANES && col == size_of(dtype)) {
-        if (dtype == SA_FLOAT16 || dtype == SA_BFLOAT16) return widen_half(dtype, *(const vhalf *)at);
-        if (dtype == SA_INT8) return widen_bytes(at) * vsplat(scale);
-    }
-#endif
-    if (n <= 0) return vsplat(0.0f);
-    vreal part = load_row(at, col, n, dtype);
+    if (width <= column) return vsplat(0.0f);
+    vreal part = load_row(row + column * col, col, smaller(LANES, width - column), dtype);
     if (dtype == SA_INT8) part *= vsplat(scale);
     return part;
 }

@@ -58,8 +58,7 @@ static int attention_weights(const struct sa_attention *a, const struct sa_tile 
     struct lanes panels[MAX_PANELS];
     struct block b;
     struct scaling scaling = scaling_of(a);
-    int count = set_panels(a, t, set_block(a, t, workspace, &b), scaling.query, panels);
-    int status = attend(a, t, scaling, panels, count, &b);
+    int count, status = attend(a, t, scaling, workspace, &b, panels, &count);
     for (int i = 0; i < count && !status; ++i) {
         struct lanes *p = &panels[i];
         clear_rows(a, t, p);
@@ -85,8 +84,7 @@ static int row_statistics(const struct sa_attention *a, const struct sa_tile *t,
     struct lanes panels[MAX_PANELS];
     struct block b;
     struct scaling scaling = scaling_of(a);
-    int count = set_panels(a, t, set_block(a, t, workspace, &b), scaling.query, panels);
-    int status = attend(a, t, scaling, panels, count, &b);
+    int count, status = attend(a, t, scaling, workspace, &b, panels, &count);
     for (int i = 0; i < count && !status; ++i)
         for (ptrdiff_t row = 0; row < panels[i].rows; ++row) {
             real *statistics = statistics_row(a, t, panels[i].row0 + row);
@@ -123,7 +121,7 @@ static int column_sums(const struct sa_attention *a, const struct sa_tile *t, pt
     struct lanes panels[MAX_PANELS];
     struct block b;
     struct scaling scaling = scaling_of(a);
-    int count = set_panels(a, t, set_block(a, t, workspace, &b), scaling.query, panels);
+    int count = begin_tile(a, t, scaling, workspace, &b, panels);
     for (int i = 0; i < count; ++i) {
         struct lanes *p = &panels[i];
         for (int lane = 0; lane < p->width; ++lane) {
