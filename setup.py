@@ -10,6 +10,7 @@ FLAGS = ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off"]  # the same arithmetic
 FLAGS += ["-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 FLAGS += os.environ.get("SELFATTN_CFLAGS", "").split()
 HEADERS = [str(path) for path in sorted(Path("csrc").glob("*.h"))]
+PARTS = [str(path) for path in sorted(Path("selfattn").glob("*.pxi"))]
 SOURCES = [str(path) for path in sorted(Path("csrc").glob("*.c"))]
 
 
@@ -17,7 +18,7 @@ def extension(name: str, sources: list[str]) -> Extension:
     return Extension(
         f"selfattn.{name}",
         sources=[f"selfattn/{name}.pyx", *sources],
-        depends=[*HEADERS, "selfattn/_kernels.pxd", "selfattn/_attention.pxi"],
+        depends=[*HEADERS, "selfattn/_kernels.pxd", *PARTS],
         include_dirs=["csrc"],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],

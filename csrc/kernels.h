@@ -98,6 +98,7 @@ struct sa_linear {
     ptrdiff_t x_stride, y_stride, residual_stride; /* numbers from row to row */
     ptrdiff_t rows, depth, width;
     enum sa_activation activation;
+    int bfloat16_x, bfloat16_y; /* x, y are bfloat16: of the kernels that multiply pairs of them */
 };
 
 /* grad_weight (d_in, d_out) = x^T grad_y, over rows of x (rows, d_in) and grad_y (rows, d_out). */

@@ -54,23 +54,32 @@ INLINE vreal finish_vector(const enum sa_activation activation, vreal sum, const
     return sum;
 }
 
+/* n <= LANES numbers of y. */
+INLINE void store_result(const struct sa_linear *l, ptrdiff_t at, ptrdiff_t n, vreal v)
+{
+    if (TERMS == 2 && l->bfloat16_y)
+        store_row((char *)l->y + 2 * at, 2, n, SA_BFLOAT16, v);
+    else
+        store_row((char *)((real *)l->y + at), sizeof(real), n, SA_REAL, v);
+}
+
 /* The same on rows row0 .. row1 - 1 and the n columns from `column` on. */
 INLINE void finish_rows(const enum sa_activation activation, const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1,
                         ptrdiff_t column, ptrdiff_t n, struct panel sums)
 {
     const real *bias = l->bias ? (const real *)l->bias + column : NULL;
     for (ptrdiff_t row = row0; row < row1; ++row, sums.data += sums.stride) {
-        real *y = (real *)l->y + row * l->y_stride + column;
+        const ptrdiff_t at = row * l->y_stride + column;
         const real *residual = l->residual ? (const real *)l->residual + row * l->residual_stride + column : NULL;
         ptrdiff_t i = 0;
         for (; i + LANES <= n; i += LANES)
-            vstore(y + i, finish_vector(activation, vload(sums.data + i), bias ? bias + i : NULL,
-                                        residual ? residual + i : NULL, LANES));
-        if (i < n)
-            vstore_first(y + i,
+            store_result(l, at + i, LANES,
                          finish_vector(activation, vload(sums.data + i), bias ? bias + i : NULL,
-                                       residual ? residual + i : NULL, n - i),
-                         n - i);
+                                       residual ? residual + i : NULL, LANES));
+        if (i < n)
+            store_result(l, at + i, n - i,
+                         finish_vector(activation, vload(sums.data + i), bias ? bias + i : NULL,
+                                       residual ? residual + i : NULL, n - i));
     }
 }
 
@@ -102,21 +111,33 @@ static size_t linear_workspace(ptrdiff_t rows, ptrdiff_t depth)
     return TERMS == 2 ? (size_t)(rows * steps(depth)) * sizeof(real) : 0;
 }
 
-/* Rows of x as the products take them: as they lie, or as pairs. */
+/* Rows of x as the products take them: as they lie, or as pairs, which neighbours in bfloat16 are already. */
 #ifdef SA_BFLOAT16_KERNELS
-static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, void *workspace)
+INLINE void pair_rows(const enum sa_dtype dtype, const char *x, ptrdiff_t x_row, ptrdiff_t rows, ptrdiff_t depth,
+                      real *to)
 {
-    real *to = workspace;
-    for (ptrdiff_t row = row0; row < row1; ++row, to += steps(l->depth)) {
-        const real *x = (const real *)l->x + row * l->x_stride;
+    const ptrdiff_t size = size_of(dtype);
+    for (ptrdiff_t row = 0; row < rows; ++row, x += x_row, to += steps(depth)) {
         ptrdiff_t i = 0;
-        for (; i + 2 * LANES <= l->depth; i += 2 * LANES)
-            vstore(to + i / 2, vneighbours(vload(x + i), vload(x + i + LANES)));
-        ptrdiff_t n = l->depth - i;
+        for (; i + 2 * LANES <= depth; i += 2 * LANES)
+            vstore(to + i / 2, vneighbours(load_whole(x + i * size, dtype), load_whole(x + (i + LANES) * size, dtype)));
+        ptrdiff_t n = depth - i;
         if (n == 0) continue;
-        vreal first = vload_first(x + i, smaller(LANES, n)), second = vload_first(x + i + LANES, larger(0, n - LANES));
+        vreal first = load_row(x + i * size, size, smaller(LANES, n), dtype), second = vsplat(0.0f);
+        if (n > LANES) second = load_row(x + (i + LANES) * size, size, n - LANES, dtype);
         vstore_first(to + i / 2, vneighbours(first, second), steps(n));
     }
+}
+
+static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, void *workspace)
+{
+    ptrdiff_t row = l->x_stride * (l->bfloat16_x ? 2 : (ptrdiff_t)sizeof(real));
+    const char *x = (const char *)l->x + row0 * row;
+    if (l->bfloat16_x && l->depth % 2 == 0) return (struct operand){x, row, sizeof(real)};
+    if (l->bfloat16_x)
+        pair_rows(SA_BFLOAT16, x, row, row1 - row0, l->depth, workspace);
+    else
+        pair_rows(SA_REAL, x, row, row1 - row0, l->depth, workspace);
     return (struct operand){workspace, steps(l->depth) * (ptrdiff_t)sizeof(real), sizeof(real)};
 }
 #else
@@ -129,12 +150,11 @@ static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptr
 #endif
 
 /* Some columns of the rows of a matrix, if there is one. */
-INLINE struct ahead part_of_rows(const void *matrix, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column,
+INLINE struct ahead part_of_rows(const void *matrix, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column,
                                  ptrdiff_t columns)
 {
     if (!matrix) return (struct ahead){NULL, 0, 0};
-    const real *first = (const real *)matrix + row * stride + column;
-    return (struct ahead){(const char *)first, stride * (ptrdiff_t)sizeof(real), columns * (ptrdiff_t)sizeof(real)};
+    return (struct ahead){(const char *)matrix + (row * stride + column) * size, stride * size, columns * size};
 }
 
 static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1,
@@ -150,8 +170,9 @@ static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
         for (ptrdiff_t row = row0; row < row1; row += ROW_CHUNK) {
             ptrdiff_t last = smaller(row + ROW_CHUNK, row1);
             struct operand x = {rows.data + (row - row0) * rows.row, rows.row, rows.col};
-            struct ahead finished[2] = {part_of_rows(l->y, l->y_stride, row, column, columns),
-                                        part_of_rows(l->residual, l->residual_stride, row, column, columns)};
+            struct ahead finished[2] = {
+                part_of_rows(l->y, l->bfloat16_y ? 2 : sizeof(real), l->y_stride, row, column, columns),
+                part_of_rows(l->residual, sizeof(real), l->residual_stride, row, column, columns)};
             multiply_long(nv, last - row, steps(l->depth), SA_LINEAR_CHAIN / TERMS, x, packed, nv * LANES, c, NULL,
                           finished);
             finish(l, row, last, column, columns, c);

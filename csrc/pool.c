@@ -33,6 +33,7 @@ struct job {
     int wanted;                                  /* helpers that may still join */
     int core;                                    /* its caller's, when it began */
     atomic_int helpers;                          /* helpers inside */
+    atomic_int slots;                            /* of those who have joined */
     atomic_int status;                           /* the first non-zero status */
     _Alignas(CACHE_LINE) atomic_ptrdiff_t index; /* the next task */
 };
@@ -50,7 +51,7 @@ static struct {
 
 static _Thread_local struct thread {
     struct job *job; /* the job whose task this thread is in */
-    bool is_caller;  /* of that job */
+    int slot;        /* in that job: its caller has 0 */
     int64_t polled;  /* when it last polled */
 } me;
 
@@ -134,8 +135,13 @@ int sa_checkpoint(void)
 {
     struct job *job = me.job;
     if (!job) return SA_OK;
-    if (me.is_caller) poll_if_due(job);
+    if (me.slot == 0) poll_if_due(job);
     return atomic_load(&job->status);
+}
+
+int sa_slot(void)
+{
+    return me.slot;
 }
 
 void sa_set_poll(int (*poll)(void))
@@ -146,10 +152,10 @@ void sa_set_poll(int (*poll)(void))
 /* ---- workers ------------------------------------------------------------------------------------------------- */
 
 /* Does tasks of the job until none is left to begin, or the job is cancelled. */
-static void work_on(struct job *job, bool is_caller)
+static void work_on(struct job *job, int slot)
 {
     me.job = job;
-    me.is_caller = is_caller;
+    me.slot = slot;
     while (atomic_load(&job->status) == SA_OK) {
         ptrdiff_t index = atomic_fetch_add(&job->index, 1);
         if (index >= job->count) break;
@@ -214,7 +220,7 @@ static void *worker(void *unused)
         struct job *job = next_job();
         /* Woken beside a caller that is at work, two threads would share a core until the scheduler notices. */
         if (sa_core() == job->core) sa_leave_core(job->core);
-        work_on(job, false);
+        work_on(job, 1 + atomic_fetch_add(&job->slots, 1));
         leave(job);
     }
     return NULL;
@@ -321,7 +327,7 @@ int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_thread
     if (now - me.polled > POLL_NS) /* not for long: a short call needs no poll */
         me.polled = now;
     if (helpers > 0) open_job(&job, helpers);
-    work_on(&job, true);
+    work_on(&job, 0);
     if (helpers > 0) {
         close_job(&job);
         wait_for_helpers(&job);

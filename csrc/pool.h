@@ -19,6 +19,9 @@ int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_thread
  * sa_parallel_for. */
 int sa_checkpoint(void);
 
+/* Inside a task: which of its job's threads this is, 0 <= slot < num_threads. */
+int sa_slot(void);
+
 /* The poll is called at most every 20 ms and only on the calling thread of a job; non-zero cancels the job with
  * SA_INTERRUPTED. It may do anything, also run jobs of its own. If it forks, and helpers were at work, the child
  * cannot complete the job: there sa_parallel_for returns SA_INTERRUPTED although no poll said so. */

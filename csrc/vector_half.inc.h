@@ -35,9 +35,13 @@ INLINE vreal widen_bytes(const char *at)
 #endif
 INLINE vhalf narrow_bfloat16(vreal x)
 {
+#ifdef SA_BFLOAT16_KERNELS
+    return (vhalf)_mm512_cvtneps_pbh((__m512)x); /* as the operands of its products are rounded */
+#else
     vbits b = (vbits)x, rounded = b + 0x7fff + (b >> 16 & 1);
     vint nan = x != x;
     return __builtin_convertvector(((vbits)nan & (b | 0x400000)) >> 16 | (~(vbits)nan & rounded) >> 16, vhalf);
+#endif
 }
 
 #if SA_VECTOR_BYTES == 64

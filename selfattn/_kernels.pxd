@@ -79,6 +79,7 @@ cdef extern from "kernels.h" nogil:
         void *y
         ptrdiff_t x_stride, y_stride, residual_stride, rows, depth, width
         sa_activation activation
+        int bfloat16_x, bfloat16_y
 
     struct sa_norm:
         const void *x
@@ -128,9 +129,15 @@ cdef extern from "kernels.h" nogil:
         double (*peak_loop)(ptrdiff_t iterations) noexcept nogil
         double (*read_loop)(const void *data, ptrdiff_t n) noexcept nogil
 
+cdef extern from "pool.h" nogil:
+    ctypedef int (*sa_task)(void *context, ptrdiff_t index) noexcept nogil
+
 cdef const sa_kernels *active_kernels() noexcept nogil
 cdef const sa_kernels *kernels_for(x) except NULL
 cdef const sa_kernels *product_kernels(bint bfloat16) noexcept nogil
+cdef int run_tasks(ptrdiff_t count, sa_task task, void *context, int threads) noexcept nogil
+cdef int slot_of_thread() noexcept nogil
+cdef int threads_worth_waking(double multiply_adds, int threads) noexcept nogil
 cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int threads) noexcept nogil
 cdef int run_linear(const sa_kernels *kernels, const sa_linear *args, int threads) noexcept nogil
 cdef int run_norm(const sa_kernels *kernels, const sa_norm *args, int threads) noexcept nogil

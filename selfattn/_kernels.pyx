@@ -28,7 +28,12 @@ cdef extern from "kernels.h" nogil:
     int sa_norm_backward_run(const sa_kernels *, const sa_norm_backward *, int threads)
     int sa_sum_rows_run(const sa_kernels *, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y, int threads)
 
+cdef extern from "operators.h" nogil:
+    int worthwhile_threads(double multiply_adds, int threads)
+
 cdef extern from "pool.h" nogil:
+    int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int threads)
+    int sa_slot()
     void sa_set_poll(int (*poll)() noexcept nogil)
     void sa_trim()
     int sa_get_num_threads()
@@ -129,6 +134,18 @@ cdef const sa_kernels *active_kernels() noexcept nogil:
 
 cdef const sa_kernels *product_kernels(bint bfloat16) noexcept nogil:
     return sa_for_products(sa_active(), bfloat16)
+
+
+cdef int run_tasks(ptrdiff_t count, sa_task task, void *context, int threads) noexcept nogil:
+    return sa_parallel_for(count, task, context, threads)
+
+
+cdef int slot_of_thread() noexcept nogil:
+    return sa_slot()
+
+
+cdef int threads_worth_waking(double multiply_adds, int threads) noexcept nogil:
+    return worthwhile_threads(multiply_adds, threads)
 
 
 cdef int run_attention(const sa_kernels *kernels, const sa_attention *args, int threads) noexcept nogil:

@@ -7,9 +7,9 @@ from libc.string cimport memset
 import numpy as np
 
 from selfattn._kernels cimport (
-    SA_CAUSAL_TOP_LEFT, SA_IDENTITY, SA_NOT_CAUSAL, SA_NO_MEMORY, SA_OK,
+    SA_BFLOAT16, SA_CAUSAL_TOP_LEFT, SA_FLOAT32, SA_IDENTITY, SA_NOT_CAUSAL, SA_NO_MEMORY, SA_OK,
     active_kernels, activation_code, aligned, data_of, pack, packed_size, product_kernels, raise_status,
-    run_attention, run_gate, run_linear, run_norm,
+    run_attention, run_gate, run_linear, run_norm, run_tasks, slot_of_thread, threads_worth_waking,
     sa_activation, sa_attention, sa_causal, sa_kernels, sa_linear, sa_norm,
 )
 
@@ -33,16 +33,42 @@ cdef struct Layer:
     int norm_first, gated
     sa_activation activation
 
-# One buffer of activations, for a group of sequences: x is (tokens, d_model), the rest what a layer makes of it.
-cdef struct Buffers:
-    float *normed     # (tokens, d_model)
-    float *qkv        # (tokens, query | key | value)
-    float *context    # (tokens, num_heads * value_dim)
-    float *hidden     # (tokens, d_ff or gate | up)
-    float *gated      # (tokens, d_ff)
+# What the loop works with. Where products take pairs of bfloat16, what only they read is bfloat16: `size` is 2, not 4.
+cdef struct Stack:
+    const sa_kernels *kernels
+    const sa_kernels *products  # of the linear layers
+    Layer *layers
+    ptrdiff_t num_layers, d_model, size
+
+# The activations of a group of whole sequences, of which attention needs all rows at once;
+cdef struct Group:
+    float *x         # (tokens, d_model): what goes in, and in the end what comes out
+    char *qkv        # (tokens, query | key | value)
+    char *context    # (tokens, num_heads * value_dim)
+    const int64_t *bounds
+    ptrdiff_t sequences, tokens
+
+# and of a block of its rows, all else, which stays in the L2 cache of one thread.
+cdef struct Block:
+    float *normed    # (rows, d_model)
+    char *hidden     # (rows, d_ff or gate | up)
+    float *gated     # (rows, d_ff)
+
+# The rows' way from the attention that is `done` to the `next` one. NULL: there is none.
+cdef struct Passage:
+    const Stack *stack
+    const Group *group
+    const Layer *done
+    const Layer *next
+    char *scratch              # a Block of BLOCK_ROWS for each thread
+    ptrdiff_t rows_per_task
 
 WEIGHTS = ("qkv_weight", "output_weight", "up_weight", "down_weight")
-cdef ptrdiff_t GROUP_TOKENS = 384  # activations of so many tokens stay in the L2 and L3 caches
+cdef enum:
+    GROUP_TOKENS = 384  # of a group, for each thread; more where one sequence is longer
+    BLOCK_ROWS = 96     # of a block, at most,
+    TILE_ROWS = 6       # and whole tiles of the products where possible
+    FEW_ROWS = 48       # with fewer for each thread, threads share the columns of all rows instead
 
 
 cdef class PackedEncoder:
@@ -51,35 +77,37 @@ cdef class PackedEncoder:
     With `bfloat16`, the factors of all products are rounded to it, where the processor multiplies those faster.
     """
 
-    cdef const sa_kernels *kernels
-    cdef const sa_kernels *products  # of the linear layers
-    cdef bint bfloat16
-    cdef Layer *layers
-    cdef readonly ptrdiff_t num_layers
-    cdef readonly ptrdiff_t d_model
+    cdef Stack stack
     cdef float *weights       # all packed weights, one after the other: in huge pages where the system has them
     cdef ptrdiff_t weights_used
     cdef list keep_alive
 
     def __cinit__(self, list layers not None, bint bfloat16=False):
-        self.kernels = active_kernels()
-        self.bfloat16 = bfloat16
-        self.products = product_kernels(bfloat16)
+        cdef Stack *s = &self.stack
+        s.kernels, s.products, s.num_layers = active_kernels(), product_kernels(bfloat16), len(layers)
+        s.size = sizeof(float) // s.products.terms
         self.keep_alive = []
-        self.num_layers = len(layers)
-        self.layers = <Layer *>calloc(max(1, len(layers)), sizeof(Layer))
-        if self.layers == NULL:
+        s.layers = <Layer *>calloc(max(1, len(layers)), sizeof(Layer))
+        if s.layers == NULL:
             raise MemoryError(f"selfattn: no memory for {len(layers)} layers")
-        total = sum(packed_size(self.products, c[name]) for c in layers for name in WEIGHTS)
+        total = sum(packed_size(s.products, c[name]) for c in layers for name in WEIGHTS)
         memory = np.empty(total + 16, np.float32)
         self.keep_alive.append(memory)
         self.weights = <float *>aligned(memory)
         for i, config in enumerate(layers):
-            self.set_layer(&self.layers[i], config)
-        self.d_model = self.layers[0].qkv.depth if layers else 0
+            self.set_layer(&s.layers[i], config)
+        s.d_model = s.layers[0].qkv.depth if layers else 0
 
     def __dealloc__(self):
-        free(self.layers)
+        free(self.stack.layers)
+
+    @property
+    def num_layers(self):
+        return self.stack.num_layers
+
+    @property
+    def d_model(self):
+        return self.stack.d_model
 
     cdef const float *keep(self, object array) except? NULL:
         if array is None:
@@ -91,8 +119,8 @@ cdef class PackedEncoder:
     cdef Linear linear(self, weight, bias) except *:
         cdef Linear result
         result.packed, result.bias = self.weights + self.weights_used, self.keep(bias)
-        pack(self.products, weight, self.weights + self.weights_used)
-        self.weights_used += packed_size(self.products, weight)
+        pack(self.stack.products, weight, self.weights + self.weights_used)
+        self.weights_used += packed_size(self.stack.products, weight)
         result.depth, result.width = weight.shape[0], weight.shape[1]
         return result
 
@@ -121,7 +149,7 @@ cdef class PackedEncoder:
     def run(self, x not None, cu_seqlens not None, int num_threads, ptrdiff_t first=0, last=None):
         """x (tokens, d_model) float32 and cu_seqlens (batch + 1,) int64, both C-contiguous, through the layers
         first .. last - 1 -> a new (tokens, d_model)."""
-        cdef ptrdiff_t end = self.num_layers if last is None else last
+        cdef ptrdiff_t end = self.stack.num_layers if last is None else last
         cdef ptrdiff_t sequences = len(cu_seqlens) - 1
         cdef int status
         y = np.array(x, np.float32, order="C")
@@ -129,130 +157,8 @@ cdef class PackedEncoder:
         cdef const int64_t[::1] bounds = cu_seqlens
         if first < end and sequences > 0 and y.size:
             with nogil:
-                status = self.run_groups(data, &bounds[0], sequences, first, end, num_threads)
+                status = run_groups(&self.stack, data, &bounds[0], sequences, first, end, num_threads)
             raise_status(status)
         return y
 
-    cdef int run_groups(self, float *x, const int64_t *bounds, ptrdiff_t sequences, ptrdiff_t first_layer,
-                        ptrdiff_t end_layer, int threads) noexcept nogil:
-        """Groups of whole sequences go through all the layers, one group after the other."""
-        cdef ptrdiff_t first = 0, last, i, most = 0
-        cdef int status = SA_OK
-        while first < sequences:
-            last = group_end(bounds, first, sequences)
-            most = max(most, bounds[last] - bounds[first])
-            first = last
-        cdef Buffers b
-        cdef float *memory = self.allocate(most, &b)
-        cdef int64_t *local = <int64_t *>malloc((sequences + 1) * sizeof(int64_t))
-        if memory == NULL or local == NULL:
-            status = SA_NO_MEMORY
-        first = 0
-        while first < sequences and status == SA_OK:
-            last = group_end(bounds, first, sequences)
-            for i in range(last - first + 1):
-                local[i] = bounds[first + i] - bounds[first]
-            for i in range(first_layer, end_layer):
-                if status == SA_OK:
-                    status = self.run_layer(&self.layers[i], x + bounds[first] * self.d_model, &b, local,
-                                            last - first, threads)
-            first = last
-        free(memory)
-        free(local)
-        return status
-
-    cdef float *allocate(self, ptrdiff_t tokens, Buffers *b) noexcept nogil:
-        cdef ptrdiff_t i, qkv = 0, context = 0, hidden = 0, gated = 0
-        for i in range(self.num_layers):
-            qkv = max(qkv, self.layers[i].qkv.width)
-            context = max(context, self.layers[i].output.depth)
-            hidden = max(hidden, self.layers[i].up.width)
-            gated = max(gated, self.layers[i].down.depth if self.layers[i].gated else 0)
-        cdef float *memory = <float *>malloc(tokens * (self.d_model + qkv + context + hidden + gated) * sizeof(float))
-        if memory != NULL:
-            b.normed = memory
-            b.qkv = b.normed + tokens * self.d_model
-            b.context = b.qkv + tokens * qkv
-            b.hidden = b.context + tokens * context
-            b.gated = b.hidden + tokens * hidden
-        return memory
-
-    cdef int run_layer(self, const Layer *layer, float *x, const Buffers *b, const int64_t *bounds,
-                       ptrdiff_t sequences, int threads) noexcept nogil:
-        """norm_first: x += attention(norm(x)); x += feed_forward(norm(x)). Otherwise x = norm(x + ...), twice."""
-        cdef ptrdiff_t tokens = bounds[sequences]
-        cdef float *summed = x if layer.norm_first else b.normed
-        cdef const float *read = b.normed if layer.norm_first else x
-        cdef int status = SA_OK
-        if layer.norm_first:
-            status = self.apply_norm(&layer.attention_norm, x, b.normed, tokens, threads)
-        if status == SA_OK:
-            status = self.apply_attention(layer, read, x, summed, b, bounds, sequences, threads)
-        if status == SA_OK:
-            status = self.apply_norm(&layer.feed_forward_norm if layer.norm_first else &layer.attention_norm,
-                                     summed, b.normed if layer.norm_first else x, tokens, threads)
-        if status == SA_OK:
-            status = self.apply_feed_forward(layer, read, x, summed, b, tokens, threads)
-        if status == SA_OK and not layer.norm_first:
-            status = self.apply_norm(&layer.feed_forward_norm, summed, x, tokens, threads)
-        return status
-
-    cdef int apply_attention(self, const Layer *layer, const float *read, const float *residual, float *y,
-                             const Buffers *b, const int64_t *bounds, ptrdiff_t sequences, int threads) noexcept nogil:
-        cdef sa_attention a
-        cdef ptrdiff_t row = layer.qkv.width * sizeof(float)
-        cdef float *key = b.qkv + layer.num_heads * layer.head_dim
-        cdef float *value = key + layer.num_kv_heads * layer.head_dim
-        cdef int status = self.apply_linear(&layer.qkv, SA_IDENTITY, read, NULL, b.qkv, bounds[sequences], threads)
-        if status != SA_OK:
-            return status
-        memset(&a, 0, sizeof(a))
-        a.query.data, a.key.data, a.value.data = <char *>b.qkv, <char *>key, <char *>value
-        a.out.data = <char *>b.context
-        a.query.row = a.key.row = a.value.row = row
-        a.out.row = layer.output.depth * sizeof(float)
-        a.query.head = a.key.head = layer.head_dim * sizeof(float)
-        a.value.head = a.out.head = layer.value_dim * sizeof(float)
-        a.query.col = a.key.col = a.value.col = a.out.col = sizeof(float)
-        a.items, a.num_heads, a.num_kv_heads = sequences, layer.num_heads, layer.num_kv_heads
-        a.head_dim, a.value_dim = layer.head_dim, layer.value_dim
-        a.cu_seqlens_q = a.cu_seqlens_kv = bounds
-        a.scale, a.causal, a.bfloat16 = layer.scale, layer.causal, self.bfloat16
-        status = run_attention(self.kernels, &a, threads)
-        if status != SA_OK:
-            return status
-        return self.apply_linear(&layer.output, SA_IDENTITY, b.context, residual, y, bounds[sequences], threads)
-
-    cdef int apply_feed_forward(self, const Layer *layer, const float *read, const float *residual, float *y,
-                                const Buffers *b, ptrdiff_t tokens, int threads) noexcept nogil:
-        cdef sa_activation activation = SA_IDENTITY if layer.gated else layer.activation
-        cdef int status = self.apply_linear(&layer.up, activation, read, NULL, b.hidden, tokens, threads)
-        if status == SA_OK and layer.gated:
-            status = run_gate(self.kernels, layer.activation, b.hidden, tokens, layer.down.depth, b.gated, threads)
-        if status != SA_OK:
-            return status
-        return self.apply_linear(&layer.down, SA_IDENTITY, b.gated if layer.gated else b.hidden, residual, y, tokens,
-                                 threads)
-
-    cdef int apply_linear(self, const Linear *layer, sa_activation activation, const float *x, const float *residual,
-                          float *y, ptrdiff_t tokens, int threads) noexcept nogil:
-        """y = act(x W + b) + residual; y may be the residual."""
-        cdef sa_linear args
-        args.x, args.packed, args.bias, args.residual, args.y = x, layer.packed, layer.bias, residual, y
-        args.x_stride, args.y_stride, args.residual_stride = layer.depth, layer.width, layer.width
-        args.rows, args.depth, args.width, args.activation = tokens, layer.depth, layer.width, activation
-        return run_linear(self.products, &args, threads)
-
-    cdef int apply_norm(self, const Norm *norm, const float *x, float *y, ptrdiff_t tokens, int threads) noexcept nogil:
-        cdef sa_norm args
-        args.x, args.weight, args.bias, args.y = x, norm.weight, norm.bias, y
-        args.rows, args.width, args.eps, args.rms = tokens, self.d_model, norm.eps, norm.rms
-        return run_norm(self.kernels, &args, threads)
-
-
-cdef ptrdiff_t group_end(const int64_t *bounds, ptrdiff_t first, ptrdiff_t sequences) noexcept nogil:
-    """The sequences first .. end - 1 have at most GROUP_TOKENS tokens together, or are one long sequence."""
-    cdef ptrdiff_t end = first + 1
-    while end < sequences and bounds[end + 1] - bounds[first] <= GROUP_TOKENS:
-        end += 1
-    return end
+include "_layer_loop.pxi"

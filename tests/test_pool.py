@@ -26,6 +26,7 @@ FLAGS = [
 CASES = [
     "sums",
     "order",
+    "slots",
     "together",
     "nested",
     "callers",

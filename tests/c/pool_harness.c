@@ -105,6 +105,37 @@ static void test_sums(void)
         check_squares(5, 2 + i % 3);
 }
 
+/* Threads of a job have slots of their own, below the number asked for; what is nested keeps that of its task. */
+enum { SLOTS = 5 };
+
+static int same_slot(void *context, ptrdiff_t index)
+{
+    (void)index;
+    CHECK(sa_slot() == *(int *)context);
+    return SA_OK;
+}
+
+static int hold_slot(void *context, ptrdiff_t index)
+{
+    (void)index;
+    atomic_flag *held = context;
+    int slot = sa_slot();
+    CHECK(0 <= slot && slot < SLOTS);
+    CHECK(!atomic_flag_test_and_set(&held[slot]));
+    work_for(2e-5);
+    CHECK(sa_parallel_for(3, same_slot, &slot, SLOTS) == SA_OK);
+    atomic_flag_clear(&held[slot]);
+    return SA_OK;
+}
+
+static void test_slots(void)
+{
+    for (int i = 0; i < 200; i++) {
+        atomic_flag held[SLOTS] = {0};
+        CHECK(sa_parallel_for(1 + i, hold_slot, held, SLOTS) == SA_OK);
+    }
+}
+
 /* Indices are handed out in order: each thread sees them rise. */
 static int rises(void *context, ptrdiff_t index)
 {
@@ -601,6 +632,7 @@ static const struct {
 } cases[] = {
     {"sums", test_sums},
     {"order", test_order},
+    {"slots", test_slots},
     {"together", test_together},
     {"nested", test_nested},
     {"callers", test_callers},

@@ -121,10 +121,16 @@ def test_nan_in_the_padding_or_in_a_neighbour_stays_there(rng):
     assert np.isnan(out[0]).all()
 
 
-@pytest.mark.parametrize("num_threads", [2, 3])
-def test_threads_do_not_change_the_bits(rng, num_threads):
-    stack, x = encoder(rng, final=True), words(rng, 4, 9)
-    same_bits(stack(x, num_threads=num_threads), stack(x, num_threads=1))
+@pytest.mark.parametrize("form", [{}, {"norm_first": True, "gated": True}])
+@pytest.mark.parametrize("tokens", [(4, 9), (1, 97), (7, 61), (2, 600)])  # few rows a thread, or blocks of them
+def test_threads_do_not_change_the_bits(rng, tokens, form):
+    stack, x = encoder(rng, final=True, **form), words(rng, *tokens)
+    alone = stack(x, num_threads=1)
+    same_bits(alone, stack.forward(x, num_threads=1)[0])  # one operator after the other, over all rows
+    for num_threads in (2, 3, 7):
+        same_bits(stack(x, num_threads=num_threads), alone)
+    rounded = replace(stack, precision="bfloat16")
+    same_bits(rounded(x, num_threads=2), rounded(x, num_threads=1))
 
 
 def test_instruction_sets_do_not_change_the_bits(rng):
