@@ -64,16 +64,18 @@ format: $(VENV)/check  ## put every source into the house's format
 bench: $(PEERS)/bench  ## side by side with NumPy, PyTorch, ONNX Runtime and OpenVINO
 	$(BENCH) $(ARGS)
 
-# What README prints: half an hour on two quiet cores.
-bench-tables: $(PEERS)/bench  ## measure all that README prints, and put it there
+# Half an hour on two quiet cores.
+bench-tables: $(PEERS)/bench  ## measure all that README and docs/benchmarks.md print, and put it there
 	$(BENCH) operator --threads 1,2 --rounds 7 --json bench/results/operator.json --plot docs/bench-operator.png
 	$(BENCH) operator --precision bfloat16 --rounds 5 --json bench/results/operator-bfloat16.json
 	$(BENCH) decode --threads 1,2 --rounds 5 --min-time 0.03 --json bench/results/decode.json
 	$(BENCH) encoder --threads 1,2 --rounds 3 --json bench/results/encoder.json --plot docs/bench-encoder.png
 	$(BENCH) encoder --precision bfloat16 --threads 1,2 --rounds 3 --json bench/results/encoder-bfloat16.json
-	for script in masks gradients threads footprint; do \
+	for script in masks sizes gradients threads growth footprint soak; do \
 	    $(PEERS_PY) bench/$$script.py --json bench/results/$$script.json || exit 1; \
 	done
+	$(PEERS_PY) bench/isa.py --threads 1,2 --json bench/results/isa.json
+	$(PEERS_PY) bench/plot.py bench/results/growth.json --to docs/bench-growth.png
 	$(PEERS_PY) bench/table.py bench/results/*.json
 
 bench-smoke: $(PEERS)/bench  ## the same in a size that only shows that it runs

@@ -1,4 +1,4 @@
-"""The tables of README.md, from what a benchmark wrote: `python bench/table.py FILE.json ...`.
+"""Puts what a benchmark wrote into the tables of the pages: `python bench/table.py FILE.json ...`.
 
 Each FILE is what `selfattn bench` or another script here wrote with --json. The text between
 `<!-- bench:KIND -->` and `<!-- /bench -->` is replaced, with the machine and the command of the measurement
@@ -16,33 +16,35 @@ from selfattn.bench import report
 from selfattn.bench.options import CACHES
 from selfattn.bench.run import CONTENDERS, RANDOM_SHAPES, SHAPES
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 2 for a file or a README that cannot be used."""
-    parser = argparse.ArgumentParser(description="Put measurements into the tables of README.md.")
+    """0, or 2 for a file or a page that cannot be used."""
+    parser = argparse.ArgumentParser(description="Put measurements into the pages' tables.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="what --json wrote")
-    parser.add_argument("--readme", type=Path, default=README, metavar="FILE")
+    parser.add_argument("--pages", nargs="+", type=Path, default=PAGES, metavar="FILE.md")
     options = parser.parse_args(arguments)
     try:
-        text = options.readme.read_text(encoding="utf-8")
+        texts = [page.read_text(encoding="utf-8") for page in options.pages]
         for path in options.files:
             for kind, table in tables(json.loads(path.read_text(encoding="utf-8")), path).items():
-                text = replace(text, kind, table)
+                texts = replace(texts, kind, table)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    options.readme.write_text(text, encoding="utf-8")
+    for page, text in zip(options.pages, texts, strict=True):
+        page.write_text(text, encoding="utf-8")
     return 0
 
 
-def replace(text: str, kind: str, table: str) -> str:
-    """The text with what stands between the markers of this kind replaced by the table."""
+def replace(texts: list[str], kind: str, table: str) -> list[str]:
+    """The pages with what stands between the markers of this kind, in one of them, replaced by the table."""
     pattern = re.compile(rf"(<!-- bench:{kind} -->\n).*?(<!-- /bench -->)", re.DOTALL)
-    found = len(pattern.findall(text))
+    found = sum(len(pattern.findall(text)) for text in texts)
     if found != 1:
-        raise ValueError(f"README has {found} places <!-- bench:{kind} --> ... <!-- /bench -->; it needs 1")
-    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+        raise ValueError(f"there are {found} places <!-- bench:{kind} --> ... <!-- /bench -->; it needs 1")
+    return [pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text) for text in texts]
 
 
 def tables(document: dict[str, Any], path: Path) -> dict[str, str]:
@@ -75,7 +77,7 @@ def speed_table(name: str, document: dict[str, Any], path: Path) -> str:
     lines += rows(["shape", "threads", *names, of_limit, "best peer's time / ours"])
     for result in results:
         part = report.fraction_of_limit(result)
-        fraction = "-" if part is None else f"{part:.0%}".replace("%", " %")
+        fraction = "-" if part is None else percent(part)
         cells = [report.cell(result, name) for name in names]
         lines += [
             line([report.label(result), str(result["threads"]), *cells, fraction, report.ratio(result)])
@@ -105,9 +107,7 @@ def masks_table(document: dict[str, Any], path: Path) -> str:
     """What masks save and options cost."""
     lines = rows(["", "shape", "time / time without"])
     for result in document["masks"]:
-        low, high = result["quartiles"]
-        ratio = f"{result['ratio']:.2f} ±{(high - low) / 2:.2f}"
-        lines += [line([result["name"], result["shape"], ratio])]
+        lines += [line([result["name"], result["shape"], spread(result)])]
     return "\n".join([*lines, "", *source("masks", document, path)])
 
 
@@ -118,10 +118,11 @@ def gradients_table(document: dict[str, Any], path: Path) -> str:
     for result in document["gradients"]:
         ours = f"{result['ms']:.0f} ms" if "ms" in result else f"{result['gflops']:.0f} GFLOP/s"
         full = result["what"] == "full"  # of a causal pass half is skipped: no fraction of peak
-        fraction = f"{result['backward_of_peak']:.0%}".replace("%", " %") if full else ""
+        fraction = percent(result["backward_of_peak"]) if full else ""
         low, high = result.get("quartiles", (0, 0))
-        spread = f" ±{(high - low) / 2:.2f}"
-        ratio = f"{result['torch_over_ours']:.2f}{spread}" if "torch_over_ours" in result else "-"
+        ratio = (
+            f"{result['torch_over_ours']:.2f} ±{(high - low) / 2:.2f}" if "torch_over_ours" in result else "-"
+        )
         lines += [line([result["what"], result["shape"], str(result["threads"]), ours, fraction, ratio])]
     return "\n".join([*lines, "", *source("gradients", document, path)])
 
@@ -131,23 +132,50 @@ def threads_table(document: dict[str, Any], path: Path) -> str:
     lines = rows(["", "case", "figures", "ratio", "at least"])
     for result in document["threads"]:
         measured = ", ".join(f"{name}: {value:.4g}" for name, value in result["figures"].items())
-        low, high = result["quartiles"]
         bar = "" if result["bar"] is None else f"{result['bar']:.2f}"
-        ratio = f"{result['ratio']:.2f} ±{(high - low) / 2:.2f}"
-        lines += [line([result["part"], result["case"], measured, ratio, bar])]
-    return "\n".join([*lines, "", *source("threads", document, path)])
+        lines += [line([result["part"], result["case"], measured, spread(result), bar])]
+    return "\n".join([*lines, "", *watched(document["threads"]), *source("threads", document, path)])
 
 
 def growth_table(document: dict[str, Any], path: Path) -> str:
-    """Time for a token and memory, by length and by batch."""
+    """Time for a token and memory, by length and by batch: every other row, the plot has them all."""
     lines = rows(
         ["batch", "length", "ns for a token", "at the FMA peak", "of peak", "MiB besides the arrays"]
     )
-    for row in document["growth"]:
-        fraction = f"{row['model_ns'] / row['ns']:.0%}".replace("%", " %")
+    axes = [[row for row in document["growth"] if row["axis"] == axis] for axis in ("length", "batch")]
+    for row in axes[0][::2] + axes[1][::2]:
+        fraction = percent(row["model_ns"] / row["ns"])
         times = [f"{row['ns']:.0f}", f"{row['model_ns']:.0f}"]
         lines += [line([str(row["batch"]), str(row["length"]), *times, fraction, f"{row['mib']:.2f}"])]
-    return "\n".join([*lines, "", *source("growth", document, path)])
+    return "\n".join([*lines, "", *watched(document["growth"]), *source("growth", document, path)])
+
+
+def sizes_table(document: dict[str, Any], path: Path) -> str:
+    """Fractions of the peak at every head_dim and layout, beside the contiguous neighbour's."""
+    lines = rows(["head_dim", "value_dim", "layout", "of peak", "neighbour", "ratio", "at least"])
+    for row in document["sizes"]:
+        beside = ["", "", ""]
+        if "ratio" in row:
+            neighbour = f"{row['neighbour']}: {percent(row['neighbour_of_peak'])}"
+            beside = [neighbour, spread(row), f"{row['bar']:.2f}"]
+        sizes = [str(row["head_dim"]), str(row["value_dim"]), row["layout"]]
+        lines += [line([*sizes, percent(row["of_peak"]), *beside])]
+    return "\n".join([*lines, "", *watched(document["sizes"]), *source("sizes", document, path)])
+
+
+def isa_table(document: dict[str, Any], path: Path) -> str:
+    """The second-best instruction set against the best, and the peaks of both."""
+    isas = list(document["isa"][0]["ms"])
+    lines = rows(["shape", "threads", *(f"{isa}, ms" for isa in isas), "ratio", "at least"])
+    for row in document["isa"]:
+        bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
+        times = [f"{row['ms'][isa]:.4g}" for isa in isas]
+        lines += [line([row["shape"], str(row["threads"]), *times, spread(row), bar])]
+    lines += [""]
+    for threads, both in document["peak_gflops"].items():
+        peaks = ", ".join(f"{peak:.0f} ({isa})" for isa, peak in both.items())
+        lines += [f"{threads} thread(s): FMA peak, GFLOP/s: {peaks}.", ""]
+    return "\n".join([*lines, *watched(document["isa"]), *source("isa", document, path)])
 
 
 def soak_table(document: dict[str, Any], path: Path) -> str:
@@ -158,11 +186,29 @@ def soak_table(document: dict[str, Any], path: Path) -> str:
     return "\n".join([*lines, "", *source("soak", document, path)])
 
 
+def spread(row: dict[str, Any]) -> str:
+    """A ratio with half its interquartile range."""
+    low, high = row["quartiles"]
+    return f"{row['ratio']:.2f} ±{(high - low) / 2:.2f}"
+
+
+def watched(results: list[dict[str, Any]]) -> list[str]:
+    """How often something was measured again, in all rows together."""
+    total = {count: sum(row.get(count, 0) for row in results) for count in ("repeated", "slow")}
+    return [f"- In all rows: {words}" for words in report.disturbed(total)] + [""] * any(total.values())
+
+
+def percent(fraction: float) -> str:
+    return f"{fraction:.0%}".replace("%", " %")
+
+
 SCRIPTS = {
     "masks": masks_table,
     "gradients": gradients_table,
     "threads": threads_table,
     "growth": growth_table,
+    "sizes": sizes_table,
+    "isa": isa_table,
     "soak": soak_table,
 }
 
@@ -235,7 +281,7 @@ def distinct(results: list[dict[str, Any]], name: str) -> list[str]:
 def shown(path: Path) -> str:
     """The path as it is from the top of the repository; only its name, if it lies elsewhere."""
     resolved = path.resolve()
-    return str(resolved.relative_to(README.parent)) if resolved.is_relative_to(README.parent) else path.name
+    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else path.name
 
 
 if __name__ == "__main__":

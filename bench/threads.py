@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,14 @@ def least_speed_up(seconds: float, threads: int) -> float:
 def scaling(shapes: list[str], threads: int, rounds: int, min_time: float) -> Iterator[Row]:
     for name, limit in (("FMA peak", machine.peak_gflops), ("read bandwidth", machine.read_bandwidth)):
         yield row("scaling", name, {}, [limit(threads) / limit(1) for _ in range(3)], None)
+    watch = timing.Watch(partial(machine.pace, threads))
     for shape in shapes:
-        seconds = timing.in_turns({str(n): call_of(shape, n) for n in (1, threads)}, rounds, min_time)
+        calls = {str(n): call_of(shape, n) for n in (1, threads)}
+        seconds = timing.in_turns(calls, rounds, min_time, watch)
         one, many = seconds["1"], seconds[str(threads)]
         bar = least_speed_up(statistics.median(one), threads)
-        yield row("scaling", shape, milliseconds(one, many, threads), quotients(one, many), bar)
+        ratios = quotients(one, many)
+        yield row("scaling", shape, milliseconds(one, many, threads), ratios, bar) | watch.counts()
 
 
 def milliseconds(one: list[float], many: list[float], threads: int) -> dict[str, float]:
@@ -301,7 +304,7 @@ def main() -> None:
         measure, shapes = PARTS[part]
         for result in measure(chosen.shapes or shapes, chosen.threads, chosen.rounds, chosen.min_time):
             results.append(result)
-            print(shown(result), flush=True)
+            print(shown(result), *report.disturbed(result), flush=True)
     report.write_measured("threads", results, chosen, "threads", "rounds", "min_time")
 
 

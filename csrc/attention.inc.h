@@ -62,7 +62,7 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
         int staged = needs_staging(a), wanted = !staged || !b->values.done;
         ptrdiff_t next = b->first + (staged ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
         struct ahead ahead[2] = {rows_ahead(a, &b->keys, next, wanted), rows_ahead(a, &b->values, b->first, wanted)};
-        multiply_long(p->nv, b->last - b->first, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, p->width,
+        multiply_long(p->nv, 0, b->last - b->first, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, p->width,
                       scores, done ? b->max : NULL, ahead);
     }
     if (!done) finish_scores(a, t, p, scaling, b);

@@ -203,7 +203,7 @@ static int slopes_of(const struct sa_attention *a, const struct sa_tile *t, stru
     weigh_by_lse(g, b, scaling.c);
     struct panel slopes = {w->slopes + index * PANEL_LANES, ROW_STRIDE};
     struct operand values = staged_rows(a, t, &b->values, b->first, b->last);
-    multiply_long(g->lanes.nv, b->last - b->first, a->value_dim, SCORE_CHAIN, values, g->grad_out, g->lanes.width,
+    multiply_long(g->lanes.nv, 0, b->last - b->first, a->value_dim, SCORE_CHAIN, values, g->grad_out, g->lanes.width,
                   slopes, NULL, NULL);
     slope_block(a, t, g, b, slopes.data);
     if (t->alibi_slopes && t->grad_alibi) add_alibi_gradient(g, b, slopes.data);

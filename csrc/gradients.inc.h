@@ -15,9 +15,8 @@ INLINE vreal slope_vector(const enum sa_activation kind, vreal x)
     /* Beyond, the sigmoid is 0 or 1: as finite numbers the other factors cannot make it NaN. */
     vreal near = vmax(vsplat(-1024.0f), -vmax(vsplat(-1024.0f), -x));
     switch (kind) {
-    case SA_GELU: { /* Phi(x) + x phi(x), phi(x) = exp(-x^2 / 2) / sqrt(2 pi); 1 less the same at -x */
-        vreal t = vmax(x, -x), capped = vmax(vsplat(-GELU_IS_0), -t);
-        vreal tail = gelu_exponential(capped) * vfma(capped, vsplat((real)0.3989422804014327), gelu_ratio(t));
+    case SA_GELU: { /* at -x 1 less the same */
+        vreal tail = gelu_tail_slope(vmax(vsplat(GELU_IS_0), minus_size(x)));
         return vselect(x < zero, tail, one - tail);
     }
     case SA_GELU_TANH: {

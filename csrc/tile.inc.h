@@ -30,10 +30,16 @@ struct panel { /* B or C */
     ptrdiff_t stride; /* floats from row to row */
 };
 
-INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct operand a, const real *b,
+/* A panel that comes from afar is weights, read once for a few rows. A core works some 300 instructions ahead: of wide
+ * panels that is enough, of those of AVX2 it is a kilobyte. (Fetched ahead with AVX-512 they are slower.) */
+#define FETCH_FAR (SA_VECTOR_BYTES == 32)
+enum { FAR_AHEAD = 4096 / (int)sizeof(real) };
+
+INLINE void tile_multiply(const int rows, const int nv, const int far, ptrdiff_t depth, struct operand a, const real *b,
                           ptrdiff_t b_stride, vreal c[MAX_TILE_ROWS][MAX_NV])
 {
     for (ptrdiff_t p = 0; p < depth; ++p) {
+        if (far) __builtin_prefetch(b + FAR_AHEAD, 0, 3);
         vreal bv[MAX_NV];
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v)
@@ -54,8 +60,8 @@ INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct 
  * C, or are added to C, and raise the running maximum of each lane. */
 enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_MAX, TILE_ADD_MAX };
 
-INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdiff_t depth, struct operand a,
-                 const real *b, ptrdiff_t b_stride, struct panel c, vreal lane[MAX_NV])
+INLINE void tile(const int rows, const int nv, const enum tile_mode mode, const int far, ptrdiff_t depth,
+                 struct operand a, const real *b, ptrdiff_t b_stride, struct panel c, vreal lane[MAX_NV])
 {
     vreal sum[MAX_TILE_ROWS][MAX_NV];
 #pragma GCC unroll 8
@@ -63,7 +69,7 @@ INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdif
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v)
             sum[i][v] = vsplat(0.0f);
-    tile_multiply(rows, nv, depth, a, b, b_stride, sum);
+    tile_multiply(rows, nv, far, depth, a, b, b_stride, sum);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
@@ -91,8 +97,9 @@ INLINE void fetch_ahead(const struct ahead *ahead, ptrdiff_t first, int rows)
 }
 
 /* Any number of rows: full tiles, then 4, 2 and 1. */
-INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
-                        const real *b, ptrdiff_t b_stride, struct panel c, real *lanes, const struct ahead ahead[2])
+INLINE void multiply_nv(const int nv, const enum tile_mode mode, const int far, ptrdiff_t rows, ptrdiff_t depth,
+                        struct operand a, const real *b, ptrdiff_t b_stride, struct panel c, real *lanes,
+                        const struct ahead ahead[2])
 {
     ptrdiff_t done = 0;
     vreal lane[MAX_NV];
@@ -105,7 +112,7 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
             fetch_ahead(&ahead[1], done, height);                                                                      \
         }                                                                                                              \
         done += (height);                                                                                              \
-        tile(height, nv, mode, depth, a, b, b_stride, c, lane);                                                        \
+        tile(height, nv, mode, far, depth, a, b, b_stride, c, lane);                                                   \
         a.data += (height) * a.row;                                                                                    \
         c.data += (height) * c.stride;                                                                                 \
         rows -= (height);                                                                                              \
@@ -122,40 +129,50 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
 }
 
 /* For nv = 1 .. MAX_NV vectors. TILE_RESCALE reads `lanes`, the MAX modes write the maximum of each lane there. */
-#define SA_MULTIPLY(name, mode)                                                                                        \
+#define SA_MULTIPLY(name, mode, far)                                                                                   \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,     \
                      struct panel c, real *lanes, const struct ahead ahead[2])                                         \
     {                                                                                                                  \
         if (nv == 1)                                                                                                   \
-            multiply_nv(1, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                                        \
+            multiply_nv(1, mode, far, rows, depth, a, b, b_stride, c, lanes, ahead);                                   \
         else if (nv == 2)                                                                                              \
-            multiply_nv(2, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                                        \
+            multiply_nv(2, mode, far, rows, depth, a, b, b_stride, c, lanes, ahead);                                   \
         else if (MAX_NV > 2 && nv == 3)                                                                                \
-            multiply_nv(MAX_NV > 2 ? 3 : 1, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                       \
+            multiply_nv(MAX_NV > 2 ? 3 : 1, mode, far, rows, depth, a, b, b_stride, c, lanes, ahead);                  \
         else if (MAX_NV > 2)                                                                                           \
-            multiply_nv(MAX_NV > 2 ? 4 : 1, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                       \
+            multiply_nv(MAX_NV > 2 ? 4 : 1, mode, far, rows, depth, a, b, b_stride, c, lanes, ahead);                  \
     }
-SA_MULTIPLY(multiply_store, TILE_STORE)
-SA_MULTIPLY(multiply_add, TILE_ADD)
-SA_MULTIPLY(multiply_rescale, TILE_RESCALE)
-SA_MULTIPLY(multiply_max, TILE_MAX)
-SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
+SA_MULTIPLY(multiply_store, TILE_STORE, 0)
+SA_MULTIPLY(multiply_add, TILE_ADD, 0)
+SA_MULTIPLY(multiply_rescale, TILE_RESCALE, 0)
+SA_MULTIPLY(multiply_max, TILE_MAX, 0)
+SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX, 0)
+#if FETCH_FAR
+SA_MULTIPLY(multiply_store_far, TILE_STORE, 1)
+SA_MULTIPLY(multiply_add_far, TILE_ADD, 1)
+#else
+#define multiply_store_far multiply_store
+#define multiply_add_far multiply_add
+#endif
 #undef SA_MULTIPLY
 
-/* C = A * B over a depth of any length: chains of `chain` terms, added in order. With `max`, also each lane's maximum. */
-static void multiply_long(int nv, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a, const real *b,
-                          ptrdiff_t b_stride, struct panel c, real *max, const struct ahead ahead[2])
+/* C = A * B over a depth of any length: chains of `chain` terms, added in order. With `max`, also each lane's maximum;
+ * `far`, if B comes from afar. */
+INLINE void multiply_long(int nv, const int far, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
+                          const real *b, ptrdiff_t b_stride, struct panel c, real *max, const struct ahead ahead[2])
 {
     if (max && depth <= chain)
         multiply_max(nv, rows, depth, a, b, b_stride, c, max, ahead);
     else
-        multiply_store(nv, rows, depth < chain ? depth : chain, a, b, b_stride, c, NULL, ahead);
+        (far ? multiply_store_far : multiply_store)(nv, rows, depth < chain ? depth : chain, a, b, b_stride, c, NULL,
+                                                    ahead);
     for (ptrdiff_t left = depth - chain; left > 0; left -= chain) {
         a.data += chain * a.col;
         b += chain * b_stride;
         if (max && left <= chain)
             multiply_add_max(nv, rows, left, a, b, b_stride, c, max, NULL);
         else
-            multiply_add(nv, rows, left < chain ? left : chain, a, b, b_stride, c, NULL, NULL);
+            (far ? multiply_add_far : multiply_add)(nv, rows, left < chain ? left : chain, a, b, b_stride, c, NULL,
+                                                    NULL);
     }
 }

@@ -24,15 +24,6 @@ if _isa:
 from selfattn.attention import attention, attention_column_sums, attention_weights  # noqa: E402
 from selfattn.backward import attention_backward, varlen_attention_backward  # noqa: E402
 from selfattn.cache import KVCache  # noqa: E402
-from selfattn.layers import (  # noqa: E402
-    Encoder,
-    EncoderLayer,
-    FeedForward,
-    LayerNorm,
-    MultiHeadSelfAttention,
-    RMSNorm,
-    SelfAttentionCell,
-)
 from selfattn.merge import merge_attention  # noqa: E402
 from selfattn.paged import paged_attention  # noqa: E402
 from selfattn.positions import alibi_slopes, rotary_embedding, sinusoidal_positions  # noqa: E402
@@ -48,8 +39,18 @@ from selfattn.varlen import varlen_attention  # noqa: E402
 
 if TYPE_CHECKING:
     from selfattn import functional as functional
+    from selfattn import layers as layers
     from selfattn import reference as reference
     from selfattn import train as train
+    from selfattn.layers import (
+        Encoder,
+        EncoderLayer,
+        FeedForward,
+        LayerNorm,
+        MultiHeadSelfAttention,
+        RMSNorm,
+        SelfAttentionCell,
+    )
     from selfattn.text import TextEncoder as TextEncoder
     from selfattn.view import AttentionMap as AttentionMap
 
@@ -87,16 +88,33 @@ __all__ = [
     "varlen_attention_backward",
 ]
 
-_LATER_MODULES = ("functional", "reference", "train")
-_LATER_CLASSES = {"TextEncoder": "selfattn.text", "AttentionMap": "selfattn.view"}
+_LATER_MODULES = ("functional", "layers", "reference", "train")
+_LATER_CLASSES = {
+    "selfattn.layers": (
+        "Encoder",
+        "EncoderLayer",
+        "FeedForward",
+        "LayerNorm",
+        "MultiHeadSelfAttention",
+        "RMSNorm",
+        "SelfAttentionCell",
+    ),
+    "selfattn.text": ("TextEncoder",),
+    "selfattn.view": ("AttentionMap",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Text models, pictures and the specification load when used; importing selfattn loads NumPy alone."""
-    import importlib
+    """All but the operator loads when used: layers, text models, training, pictures, the specification."""
+    from importlib import import_module
 
     if name in _LATER_MODULES:
-        return importlib.import_module(f"selfattn.{name}")
-    if name in _LATER_CLASSES:
-        return getattr(importlib.import_module(_LATER_CLASSES[name]), name)
+        return import_module(f"selfattn.{name}")
+    for module, classes in _LATER_CLASSES.items():
+        if name in classes:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'selfattn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_LATER_MODULES})

@@ -73,6 +73,75 @@ def test_seconds_are_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timing.timed(lambda: None, 3) == 2.0
 
 
+def watch_of(*speeds: float, **options: Any) -> timing.Watch:
+    return timing.Watch(iter(speeds).__next__, **options)
+
+
+def test_what_is_measured_at_full_speed_counts() -> None:
+    watch = watch_of(90, 100, 76, 95)
+    assert [watch.undisturbed(iter("ab").__next__) for _ in range(2)] == ["a", "a"]
+    assert (watch.best, watch.counts()) == (100, {"repeated": 0, "slow": 0})
+
+
+def test_a_round_that_the_machine_slowed_down_is_measured_again() -> None:
+    watch = watch_of(100, 50, 50, 50, 98, 99)  # it waits before it begins again
+    assert watch.undisturbed(iter(["slow", "fast"]).__next__) == "fast"
+    assert watch.counts() == {"repeated": 1, "slow": 0}
+    assert watch.counts() == {"repeated": 0, "slow": 0}
+
+
+def test_a_round_counts_after_all_when_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "wait_until_idle", lambda: None)
+    monkeypatch.setattr(timing.time, "perf_counter", iter(range(0, 900, 10)).__next__)
+    watch = watch_of(100, *[50] * 9, patience=25)  # ten seconds are lost at each look
+    assert watch.undisturbed(iter(["first", "last"]).__next__) == "last"
+    assert watch.counts() == {"repeated": 1, "slow": 1}
+    assert watch.undisturbed(lambda: "at once") == "at once"
+    assert watch.counts() == {"repeated": 0, "slow": 1}
+
+
+def test_the_speed_is_measured_when_no_worker_spins(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(timing, "wait_until_idle", lambda: order.append("idle"))
+    watch = timing.Watch(lambda: order.append("speed") or 1.0)
+    watch.undisturbed(lambda: order.append("round"))
+    assert order == ["idle", "speed", "round", "idle", "speed"]
+
+
+def test_no_patience_measures_once() -> None:
+    watch = watch_of(100, 50, patience=0)
+    assert watch.undisturbed(iter("ab").__next__) == "a"
+    assert watch.counts() == {"repeated": 0, "slow": 1}
+
+
+def test_every_contender_is_measured_again_in_a_round_that_is() -> None:
+    calls: list[str] = []
+    choices = {
+        name: timing.Choice("", lambda name=name: calls.append(name), 0.0, 1.0, {}) for name in ("A", "B")
+    }
+    watch = watch_of(1, 1, 1, 0.5, 1, 1)
+    seconds = timing.interleave(choices, rounds=2, min_time=1.0, watch=watch)
+    assert "".join(calls) == "AB" + "BA" + "BA"
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {"A": 2, "B": 2}
+
+
+def test_the_pace_counts_all_threads_and_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((10.0, 14.0))
+    monkeypatch.setattr(machine, "on_threads", lambda threads, work: threads * work())
+    monkeypatch.setattr("selfattn._kernels.measure_peak", lambda seconds: 100.0)
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    assert machine.pace(2, rounds=6) == 2 * 6 / 4
+
+
+def test_footnotes_say_what_was_measured_again() -> None:
+    row = result(selfattn=1.0) | {"repeated": 3, "slow": 1}
+    notes = [note for note in report.footnotes([row]) if "measured" in note]
+    assert notes == [
+        "1x12x128x64, 1 thread(s): 3 x measured again, the machine gave less than it can",
+        "1x12x128x64, 1 thread(s): 1 x measured although the machine gave less than it can",
+    ]
+
+
 def test_median_and_spread() -> None:
     summary = timing.summarize([4.0, 1.0, 2.0, 3.0, 5.0])
     assert summary["median_seconds"] == 3.0
@@ -242,7 +311,9 @@ def test_a_row_has_a_place_for_the_right_the_absent_and_the_wrong(monkeypatch: p
     }
     monkeypatch.setitem(run.CONTENDERS, "operator", contenders)
     monkeypatch.setattr(machine, "peak_gflops", lambda threads, bfloat16: 100.0 * threads)
-    row = run.measure(case, list(contenders), 2, SimpleNamespace(rounds=3, min_time=1e-4))
+    watch = timing.Watch(lambda: 1.0)
+    row = run.measure(case, list(contenders), 2, SimpleNamespace(rounds=3, min_time=1e-4), watch)
+    assert (row["repeated"], row["slow"]) == (0, 0)
     assert row["peak_gflops"] == [200.0, 200.0]
     assert list(row["contenders"]) == ["selfattn"]
     assert row["absent"] == {"torch": "No module named 'torch'"}

@@ -1,9 +1,10 @@
-"""bench/threads.py, growth.py, soak.py and footprint.py in the smallest size."""
+"""bench/threads.py, growth.py, sizes.py, isa.py, soak.py and footprint.py in the smallest size."""
 
 import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfattn.bench import machine, memory
+import selfattn
+from selfattn.bench import machine, memory, timing
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -28,6 +30,8 @@ def script(name: str) -> ModuleType:
 
 threads = script("threads")
 growth = script("growth")
+sizes = script("sizes")
+isa = script("isa")
 soak = script("soak")
 footprint = script("footprint")
 
@@ -37,7 +41,8 @@ SMALL = "1x2x16x8"
 @pytest.fixture(autouse=True)
 def _quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("peak_gflops", "read_bandwidth"):
-        monkeypatch.setattr(machine, name, lambda threads: 100.0 * threads)
+        monkeypatch.setattr(machine, name, lambda threads, seconds=0.1: 100.0 * threads)
+    monkeypatch.setattr(machine, "pace", lambda threads: 1.0)
 
 
 # ---- threads ----
@@ -100,25 +105,99 @@ def test_a_row_below_its_bar_says_so() -> None:
 
 
 def test_growth_beside_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "extra_megabytes", lambda shape, threads: 0.25)
-    options = argparse.Namespace(threads=1, rounds=2, min_time=1e-3)
-    row = growth.measured("length", 1, 64, options)
+    monkeypatch.setattr(memory, "one_call", lambda shape, threads: (0.25, 8.0))
+    options, watch = argparse.Namespace(threads=1, rounds=2, min_time=1e-3), timing.Watch(lambda: 1.0)
+    row = growth.measured("length", 1, 64, options, watch)
     assert row["model_ns"] == pytest.approx(4 * 64 * 64 / 100)
     assert row["ns"] > 0
     assert row["mib"] == 0.25
     assert growth.shown(row).split()[:2] == ["1", "64"]
 
 
-def test_growth_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    rows = [
-        {"axis": axis, "batch": size, "length": size, "ns": 2.0 * size, "model_ns": 1.0 * size, "mib": 0.2}
-        for axis in ("length", "batch")
-        for size in (64, 2048)
-    ]
-    facts = {"cpu": "", "isa": "", "date": "", "commit": None, "versions": {}}
-    growth.draw(rows, facts, tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+def test_what_takes_seconds_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "one_call", lambda shape, threads: (0.25, 8.0))
+    monkeypatch.setattr(growth, "repeated", lambda *_: pytest.fail("it is timed where its memory is"))
+    options, watch = argparse.Namespace(threads=1, rounds=2, min_time=1e-3), timing.Watch(lambda: 1.0)
+    row = growth.measured("length", 1, 65536, options, watch)
+    assert row["ns"] == pytest.approx(8e9 / 65536)
+
+
+# ---- sizes ----
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "LENGTH", 16)
+
+
+@pytest.mark.parametrize("layout", sizes.LAYOUTS)
+def test_a_layout_is_verified_and_timed_beside_its_neighbour(layout: str, short: None) -> None:
+    case = sizes.Case(40, 64, layout, heads=2)
+    row = sizes.result(case, 1, 2, 1e-4, timing.Watch(lambda: 1.0))
+    assert (row["head_dim"], row["value_dim"], row["layout"], row["neighbour"]) == (40, 64, layout, 64)
+    low, high = row["quartiles"]
+    assert 0 < low <= row["ratio"] <= high
+    assert f"{row['ratio']:.2f}" in sizes.shown(row)
+
+
+def test_a_multiple_of_16_is_its_own_neighbour(short: None) -> None:
+    row = sizes.result(sizes.Case(32, 32), 1, 2, 1e-4, timing.Watch(lambda: 1.0))
+    assert row["of_peak"] > 0
+    assert "ratio" not in row
+    assert sizes.Case(100, 100, sizes.WIDE, 3).neighbour == sizes.Case(112, 112, heads=3)
+    assert sizes.Case(128, 64).neighbour == sizes.Case(96, 96)
+
+
+def test_layouts_lie_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    heads = {sizes.INSIDE: 12, sizes.MODEL: 16}
+    strides = {
+        layout: sizes.array(sizes.Case(64, 64, layout, heads.get(layout, 2)), 64, rng).strides[1:]
+        for layout in sizes.LAYOUTS
+    }
+    assert strides == {
+        sizes.CONTIGUOUS: (512 * 256, 256, 4),
+        sizes.INSIDE: (256, 12 * 256, 4),
+        sizes.MODEL: (256, 4096, 4),
+        sizes.WIDE: (512 * 4096, 4096, 4),
+    }
+
+
+def test_a_size_that_comes_out_wrong_is_refused(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
+    monkeypatch.setattr(selfattn, "attention", lambda query, key, value, out, num_threads: value + 1)
+    with pytest.raises(timing.WrongResultError, match=r"Case\(head_dim=16"):
+        sizes.call_of(sizes.Case(16, 16), 1)
+
+
+# ---- isa ----
+
+
+@pytest.fixture
+def two_isas() -> Iterator[tuple[str, ...]]:
+    names = selfattn.available_isas()
+    before = selfattn.active_isa()
+    yield (names[0], names[-1])
+    isa._kernels.use_isa(before)
+
+
+def test_a_call_runs_on_its_instruction_set(two_isas: tuple[str, ...]) -> None:
+    for name in two_isas:
+        assert isa.on(name, selfattn.active_isa)() == name
+
+
+def test_instruction_sets_take_turns(two_isas: tuple[str, ...]) -> None:
+    calls = isa.calls_of(SMALL, 1, two_isas)
+    first, last = (np.array(call()) for call in calls.values())
+    np.testing.assert_allclose(first, last, atol=1e-5)
+    watch = timing.Watch(lambda: 1.0)
+    assert isa.peaks(two_isas, 1, 3, watch) == dict.fromkeys(two_isas, 100.0)
+
+
+def test_the_second_instruction_set_below_its_bar_says_so() -> None:
+    row = isa.row("1x2x3x4", 2, {"fast": [2e-3, 2e-3, 2e-3], "slow": [4e-3, 4e-3, 5e-3]}, 0.95)
+    assert row["ms"] == {"fast": 2.0, "slow": 4.0}
+    assert isa.shown(row).endswith("0.50 ±0.05  at least 0.95  BELOW")
+    assert "at least" not in isa.shown(row | {"bar": None})
 
 
 def test_the_memory_of_a_call_is_not_that_of_its_parent() -> None:

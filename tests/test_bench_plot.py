@@ -136,16 +136,46 @@ def test_bars_leave_out_who_has_no_number() -> None:
     assert len(figure.axes[0].patches) == 3
 
 
-def test_files_are_drawn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def growth_document() -> dict[str, Any]:
+    rows = [
+        {"axis": axis, "batch": size, "length": size, "ns": 2.0 * size, "model_ns": 1.0 * size, "mib": 0.2}
+        for axis in ("length", "batch")
+        for size in (64, 2048)
+    ]
+    return {"growth": rows, "machine": MACHINE}
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, *files: Path, to: Path) -> None:
     import plot as script
 
+    monkeypatch.setattr(sys, "argv", ["plot.py", *map(str, files), "--to", str(to)])
+    script.main()
+
+
+def test_growth_is_drawn_beside_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import plot as script
+
+    figure = script.growth(growth_document()["growth"])
+    model, ours = figure.axes[0].lines
+    assert (list(model.get_ydata()), list(ours.get_ydata())) == ([64, 2048], [128, 4096])
+    assert [text.get_text() for text in figure.axes[2].get_xticklabels()] == ["64", "2k"]
+    (tmp_path / "growth.json").write_text(json.dumps(growth_document()))
+    drawn(monkeypatch, tmp_path / "growth.json", to=tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_is_drawn_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "growth.json").write_text(json.dumps(growth_document()))
+    with pytest.raises(SystemExit):
+        drawn(monkeypatch, tmp_path / "growth.json", tmp_path / "growth.json", to=tmp_path / "growth.png")
+
+
+def test_files_are_drawn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = {"limits": {"1": {"bfloat16_peak_gflops": 200.0}}}
     both = [document(operator_row(), operator_row(threads=2)), document(operator_row(precision="bfloat16"))]
     both[1]["machine"] = MACHINE | narrow
     for name, content in zip("ab", both, strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    arguments = [str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--to", str(tmp_path / "out.png")]
-    monkeypatch.setattr(sys, "argv", ["plot.py", *arguments])
-    script.main()
+    drawn(monkeypatch, tmp_path / "a.json", tmp_path / "b.json", to=tmp_path / "out.png")
     assert (tmp_path / "out-threads.png").exists()
     assert (tmp_path / "out-roofline.png").exists()

@@ -1,4 +1,4 @@
-"""README's tables: what is between the markers comes from a measurement, and nothing else changes."""
+"""The pages' tables: what is between the markers comes from a measurement, and nothing else changes."""
 
 import json
 import sys
@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / "bench"))
 import table  # noqa: E402
 
 from selfattn.bench import report  # noqa: E402
+
+MARKED = ("operator", "operator-bfloat16", "encoder", "encoder-bfloat16", "decode", "footprint")
 
 README = """before
 <!-- bench:operator -->
@@ -58,7 +60,7 @@ def document(*results: dict[str, Any]) -> dict[str, Any]:
 def run(tmp_path: Path, contents: Any, readme: str = README) -> str:
     (tmp_path / "README.md").write_text(readme)
     (tmp_path / "run.json").write_text(json.dumps(contents))
-    assert table.main([str(tmp_path / "run.json"), "--readme", str(tmp_path / "README.md")]) == 0
+    assert table.main([str(tmp_path / "run.json"), "--pages", str(tmp_path / "README.md")]) == 0
     return (tmp_path / "README.md").read_text()
 
 
@@ -139,6 +141,54 @@ def test_the_footprint(tmp_path: Path) -> None:
     assert "`python bench/footprint.py --json run.json`" in text
 
 
+def of_script(name: str, rows: list[Any], **more: Any) -> dict[str, Any]:
+    return {name: rows, **more, "settings": {"threads": 1}, "machine": document()["machine"]}
+
+
+def readme_for(name: str) -> str:
+    return README.replace("operator", name)
+
+
+def test_sizes(tmp_path: Path) -> None:
+    plain = {"head_dim": 16, "value_dim": 16, "layout": "contiguous", "of_peak": 0.675}
+    beside = {"neighbour": 48, "neighbour_of_peak": 0.8, "ratio": 0.95, "quartiles": [0.9, 0.98], "bar": 0.9}
+    rows = [plain, plain | {"head_dim": 40, "value_dim": 40} | beside]
+    text = run(tmp_path, of_script("sizes", rows), readme_for("sizes"))
+    assert "| 16 | 16 | contiguous | 68 % |  |  |  |" in text
+    assert "| 40 | 40 | contiguous | 68 % | 48: 80 % | 0.95 ±0.04 | 0.90 |" in text
+    assert "`python bench/sizes.py --threads 1 --json run.json`" in text
+
+
+def test_isa(tmp_path: Path) -> None:
+    row = {"shape": "1x2x3x4", "threads": 2, "ms": {"avx512": 1.0, "avx2": 1.25}}
+    row |= {"ratio": 0.8, "quartiles": [0.7, 0.9], "bar": 0.95}
+    rows = [row, row | {"repeated": 2, "slow": 0}, row | {"repeated": 1}]
+    peaks = {"2": {"avx512": 236.0, "avx2": 235.0}}
+    text = run(tmp_path, of_script("isa", rows, peak_gflops=peaks), readme_for("isa"))
+    assert "| shape | threads | avx512, ms | avx2, ms | ratio | at least |" in text
+    assert "| 1x2x3x4 | 2 | 1 | 1.25 | 0.80 ±0.10 | 0.95 |" in text
+    assert "2 thread(s): FMA peak, GFLOP/s: 236 (avx512), 235 (avx2)." in text
+    assert "\n\n- In all rows: 3 x measured again, the machine gave less than it can\n\n`python" in text
+
+
+def test_every_other_row_of_growth(tmp_path: Path) -> None:
+    rows = [
+        {"axis": axis, "batch": size, "length": 128, "ns": 200.0, "model_ns": 150.0, "mib": 0.3}
+        for axis in ("length", "batch")
+        for size in (1, 4, 16)
+    ]
+    text = run(tmp_path, of_script("growth", rows), readme_for("growth"))
+    assert text.count("| 16 | 128 | 200 | 150 | 75 % | 0.30 |") == 2
+    assert "| 4 | 128 |" not in text
+
+
+def test_soak(tmp_path: Path) -> None:
+    rows = [["with the model", 137.5, None], ["growth in the last quarter", 0.04, 1.0]]
+    text = run(tmp_path, of_script("soak", rows), readme_for("soak"))
+    assert "| with the model | 137.5 |  |" in text
+    assert "| growth in the last quarter | 0.0 | 1 |" in text
+
+
 @pytest.mark.parametrize(
     ("contents", "readme", "message"),
     [
@@ -158,7 +208,7 @@ def test_what_cannot_be_used(
     assert (tmp_path / "README.md").read_text() == readme
 
 
-def test_readme_has_every_marker_once() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for kind in ("operator", "encoder", "footprint"):
-        assert "new" in table.replace(text, kind, "new")
+def test_the_pages_have_every_marker_once() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in table.PAGES]
+    for kind in (*MARKED, *table.SCRIPTS):
+        assert table.replace(texts, kind, "new") != texts

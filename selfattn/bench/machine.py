@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -106,6 +107,20 @@ def peak_gflops(threads: int, seconds: float = 0.1, bfloat16: bool = False) -> f
     from selfattn import _kernels
 
     return on_threads(threads, partial(_kernels.measure_peak, seconds, bfloat16))
+
+
+def pace(threads: int, rounds: int = 12) -> float:
+    """How fast so many threads do FMAs together until the last has done its rounds; a moment, in no unit.
+
+    Of all the time that passes, where `peak_gflops` takes the best: what is lost in between counts.
+    """
+    from selfattn import _kernels
+
+    def work() -> float:
+        return sum(_kernels.measure_peak(1e-4) > 0 for _ in range(rounds))  # each lasts for one round
+
+    start = time.perf_counter()
+    return on_threads(threads, work) / (time.perf_counter() - start)
 
 
 def read_bandwidth(threads: int) -> float:

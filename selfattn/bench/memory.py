@@ -9,7 +9,7 @@ from collections.abc import Sequence
 # The arrays are filled before the first look at the high-water mark, so it then moves by the call alone. On
 # Linux it is read from /proc: that of getrusage begins with what the process that started this one had.
 ONE_CALL = """
-import re, resource, sys
+import re, resource, sys, time
 import numpy as np, selfattn
 
 def highest():
@@ -21,18 +21,31 @@ rng = np.random.default_rng(0)
 query, key, value = (np.empty({shape}, np.float32) for _ in range(3))
 for array in (query, key, value):
     rng.standard_normal(out=array, dtype=np.float32)
-before = highest()
+before, start = highest(), time.perf_counter()
 out = selfattn.attention(query, key, value, num_threads={threads})
-print((highest() - before - out.nbytes) / 2**20)
+seconds = time.perf_counter() - start
+print((highest() - before - out.nbytes) / 2**20, seconds)
 """
+
+
+def printed_in_new_process(code: str) -> str:
+    command = [sys.executable, "-P", "-c", code]  # what is installed, not what lies in this directory
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
 
 
 def in_new_process(code: str) -> float:
     """The number that the code prints in an interpreter of its own."""
-    command = [sys.executable, "-P", "-c", code]  # what is installed, not what lies in this directory
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
+    return float(printed_in_new_process(code))
+
+
+def one_call(shape: Sequence[int], threads: int | None = None) -> tuple[float, float]:
+    """The first call of a process on (..., heads, length, head_dim): MiB besides the arrays at its highest
+    point, and seconds.
+    """
+    numbers = printed_in_new_process(ONE_CALL.format(shape=tuple(shape), threads=threads)).split()
+    return float(numbers[0]), float(numbers[1])
 
 
 def extra_megabytes(shape: Sequence[int], threads: int | None = None) -> float:
     """MiB besides the arrays at the highest point of a call on (..., heads, length, head_dim)."""
-    return in_new_process(ONE_CALL.format(shape=tuple(shape), threads=threads))
+    return one_call(shape, threads)[0]

@@ -148,7 +148,7 @@ def cell(result: Result, name: str) -> str:
 
 
 def footnotes(results: Sequence[Result]) -> list[str]:
-    """Who was absent or refused, and where the limit moved so much that the row should be run again."""
+    """Who was absent or refused, and where the machine was not steady."""
     notes = dict.fromkeys(
         f"{name} is absent: {reason}" for result in results for name, reason in result["absent"].items()
     )
@@ -160,7 +160,17 @@ def footnotes(results: Sequence[Result]) -> list[str]:
         if abs(before - after) > 0.05 * max(before, after):
             moved = f"the {limit.words} moved from {before:.0f} to {after:.0f} {limit.unit}"
             notes[f"{place}: {moved}, run it again"] = None
+        notes.update({f"{place}: {words}": None for words in disturbed(result)})
     return list(notes)
+
+
+def disturbed(result: Result) -> list[str]:
+    """What a watch did, in words; files of before there was one say nothing."""
+    words = {
+        "repeated": "measured again, the machine gave less than it can",
+        "slow": "measured although the machine gave less than it can",
+    }
+    return [f"{result[count]} x {said}" for count, said in words.items() if result.get(count)]
 
 
 def write_measured(name: str, rows: Any, options: Namespace, *settings: str, **more: Any) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ from typing import Any
 from selfattn.bench import decode, encoders, machine, peers, report
 from selfattn.bench.options import CACHES, PEERS, SUITES, suite_of
 from selfattn.bench.random_model import RANDOM_MODELS
-from selfattn.bench.timing import Choice, WrongResultError, choose, interleave, summarize, wait_until_idle
+from selfattn.bench.timing import (
+    PATIENCE,
+    Choice,
+    Watch,
+    WrongResultError,
+    choose,
+    interleave,
+    summarize,
+    wait_until_idle,
+)
 from selfattn.bench.workloads import (
     attention_workload,
     encoder_workload,
@@ -71,9 +81,10 @@ def run(options: Namespace) -> list[str]:
     warn(document["machine"])
     for threads in options.threads:
         print(f"\n{limits(document, threads, options.precision)}")
+        watch = Watch(partial(machine.pace, threads), patience=0 if options.smoke else PATIENCE)
         for suite in options.suites:
             of_suite = [workload for workload in workloads if workload.kind == suite]
-            run_suite(suite, of_suite, threads, options, document["results"])
+            run_suite(suite, of_suite, threads, options, document["results"], watch)
     print("", *report.footnotes(document["results"]), sep="\n")
     write(document, options)
     lost = [result for result in document["results"] if report.OURS not in result["contenders"]]
@@ -177,20 +188,25 @@ def limits(document: dict[str, Any], threads: int, precision: str) -> str:
 
 
 def run_suite(
-    suite: str, workloads: list[Any], threads: int, options: Namespace, results: list[report.Result]
+    suite: str,
+    workloads: list[Any],
+    threads: int,
+    options: Namespace,
+    results: list[report.Result],
+    watch: Watch,
 ) -> None:
     names = [name for name in CONTENDERS[suite] if name == report.OURS or name in options.vs]
     if workloads:
         print(report.header(suite, threads, names, options.precision))
     for workload in workloads:
-        result = measure(workload, names, threads, options)
+        result = measure(workload, names, threads, options, watch)
         results.append(result)
         print(report.row(result, names), flush=True)
         for name in LARGE:  # the arrays of all shapes together would fill memory
             vars(workload).pop(name, None)
 
 
-def measure(workload: Any, names: list[str], threads: int, options: Namespace) -> report.Result:
+def measure(workload: Any, names: list[str], threads: int, options: Namespace, watch: Watch) -> report.Result:
     """One row: verify and choose, then time between two measurements of the limit."""
     choices: dict[str, Choice] = {}
     absent: dict[str, str] = {}
@@ -206,9 +222,9 @@ def measure(workload: Any, names: list[str], threads: int, options: Namespace) -
         except WrongResultError as error:
             refused[name] = str(error)
     limit = report.limit_for(workload.kind, getattr(workload, "precision", "float32"))
-    before = measured_limit(limit, threads)
-    seconds = interleave(choices, options.rounds, options.min_time)
-    after = measured_limit(limit, threads)
+    before = watch.undisturbed(partial(measured_limit, limit, threads))
+    seconds = interleave(choices, options.rounds, options.min_time, watch)
+    after = watch.undisturbed(partial(measured_limit, limit, threads))
     result = {
         "kind": workload.kind,
         "shape": workload.name,
@@ -217,6 +233,7 @@ def measure(workload: Any, names: list[str], threads: int, options: Namespace) -
         "tolerance": workload.tolerance,
         limit.measured: [before, after],
         "contenders": {name: describe(choices[name]) | summarize(seconds[name]) for name in choices},
+        **watch.counts(),
         "absent": absent,
         "refused": refused,
     }

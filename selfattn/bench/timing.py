@@ -6,9 +6,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+
+ENOUGH = 0.75  # of the most so far: two threads on one core give half, beside another process two thirds
+PATIENCE = 60.0  # seconds
+
+Measured = TypeVar("Measured")
 
 
 class Workload(Protocol):
@@ -88,6 +94,49 @@ def wait_until_idle(patience: float = 0.25) -> None:
             return
 
 
+@dataclass
+class Watch:
+    """Has measured again what was measured while the machine gave less than it can.
+
+    Virtual processors may share a core for seconds at a time, and only the speed tells. `speed` measures it
+    on all threads for a moment, before and after.
+    """
+
+    speed: Callable[[], float]
+    patience: float = PATIENCE  # in all, of waiting and of what is measured again
+    lost: float = 0.0  # seconds of these
+    best: float = 0.0
+    repeated: int = 0
+    slow: int = 0  # measured at less, and kept, because patience was at its end
+
+    def at_full_speed(self) -> bool:
+        wait_until_idle()  # a library's spinning workers are not the machine's doing
+        now = self.speed()
+        self.best = max(self.best, now)
+        return now >= ENOUGH * self.best
+
+    def undisturbed(self, measure: Callable[[], Measured]) -> Measured:
+        """What `measure` returns between two moments at full speed."""
+        while True:
+            start = time.perf_counter()
+            before = self.at_full_speed()
+            if before or self.lost >= self.patience:
+                result = measure()
+                if before and self.at_full_speed():
+                    return result
+                if self.lost >= self.patience:
+                    self.slow += 1
+                    return result
+                self.repeated += 1
+            self.lost += time.perf_counter() - start
+
+    def counts(self) -> dict[str, int]:
+        """How often since they were last asked for."""
+        counts = {"repeated": self.repeated, "slow": self.slow}
+        self.repeated = self.slow = 0
+        return counts
+
+
 def rotations(names: Sequence[str], rounds: int) -> Iterator[tuple[str, ...]]:
     """The order of each round. Every round starts one later, so that nobody always follows the same load."""
     for first in range(rounds):
@@ -95,29 +144,43 @@ def rotations(names: Sequence[str], rounds: int) -> Iterator[tuple[str, ...]]:
         yield (*names[split:], *names[:split])
 
 
-def interleave(choices: Mapping[str, Choice], rounds: int, min_time: float) -> dict[str, list[float]]:
+def interleave(
+    choices: Mapping[str, Choice], rounds: int, min_time: float, watch: Watch | None = None
+) -> dict[str, list[float]]:
     """Seconds per call of every contender in every round, A B C, B C A, C A B, ...
 
     One turn is a batch of calls that lasts at least min_time, after a warm-up call that is not counted
-    (skipped when a single call is that long: its own first part is the warm-up).
+    (skipped when a single call is that long: its own first part is the warm-up). A watch repeats rounds.
     """
     batches = {name: math.ceil(min_time / choice.seconds) for name, choice in choices.items()}
     seconds: dict[str, list[float]] = {name: [] for name in choices}
     for order in rotations(list(choices), rounds):
-        for name in order:
-            wait_until_idle()
-            if batches[name] > 1:
-                choices[name].call()
-            seconds[name].append(timed(choices[name].call, batches[name]))
+        measure = partial(one_round, choices, batches, order)
+        for name, each in (watch.undisturbed(measure) if watch else measure()).items():
+            seconds[name].append(each)
     return seconds
 
 
-def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, min_time: float) -> dict[str, list[float]]:
+def one_round(
+    choices: Mapping[str, Choice], batches: Mapping[str, int], order: Sequence[str]
+) -> dict[str, float]:
+    seconds = {}
+    for name in order:
+        wait_until_idle()
+        if batches[name] > 1:
+            choices[name].call()
+        seconds[name] = timed(choices[name].call, batches[name])
+    return seconds
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, min_time: float, watch: Watch | None = None
+) -> dict[str, list[float]]:
     """`interleave` of calls of which nothing else is known."""
     choices = {
         name: Choice(name, call, 0.0, rough_seconds(call, min_time), {}) for name, call in calls.items()
     }
-    return interleave(choices, rounds, min_time)
+    return interleave(choices, rounds, min_time, watch)
 
 
 def summarize(seconds: Sequence[float]) -> dict[str, Any]:

@@ -117,15 +117,16 @@ def as_weight(name: str, array: npt.ArrayLike, ndim: int) -> Array:
         raise ValueError(f"{name} has shape {array.shape}; it needs {expected}")
     if not array.size:
         raise ValueError(f"{name} has shape {array.shape}; no dimension of a weight may be 0")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         array = array.astype(np.float32, copy=_is_writable(array) or not array.flags.aligned)
-    bad = ~np.isfinite(array)
-    if bad.any():
-        first = ", ".join(map(str, np.argwhere(bad)[0]))
-        raise ValueError(
-            f"{name} holds {bad.sum()} NaN or Inf (as float32) among {array.size} values, the first at "
-            f"[{first}]; load the weights again"
-        )
+        total = array.sum()  # of all: no memory is needed, as it is to ask each one
+    if not np.isfinite(total):
+        bad = np.argwhere(~np.isfinite(array))  # none, if only the sum is too large
+        if len(bad):
+            raise ValueError(
+                f"{name} holds {len(bad)} NaN or Inf (as float32) among {array.size} values, the first at "
+                f"[{', '.join(map(str, bad[0]))}]; load the weights again"
+            )
     array.flags.writeable = False
     return array
 

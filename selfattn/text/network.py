@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from selfattn._checks import as_integers
 from selfattn.layers import Encoder, EncoderLayer, FeedForward, LayerNorm, MultiHeadSelfAttention
-from selfattn.layers.base import Layer, Weights, as_bias, as_weight, same
+from selfattn.layers.base import Layer, Weights, as_bias, as_weight, protected, same
 from selfattn.layers.ragged import Ragged, check_cu_seqlens
 from selfattn.text.architectures import Configuration
 from selfattn.text.pooling import Floats
@@ -130,6 +130,21 @@ class Network(Layer):
             x += self.type_row
         x += self.position_table[positions]
         return x
+
+
+def in_memory(network: Network) -> Network:
+    """The same network, the encoder's weights copied from where they lie, its packed ones shared."""
+    encoder = network.encoder.replace(_copied(network.encoder.weights()))
+    vars(encoder)["_packed"] = network.encoder._packed
+    return replace(network, encoder=encoder)
+
+
+def _copied(weights: Any) -> Any:
+    if isinstance(weights, dict):
+        return {name: _copied(part) for name, part in weights.items()}
+    if isinstance(weights, list):
+        return [_copied(part) for part in weights]
+    return protected(weights.copy(order="K"))
 
 
 def checkpoint_tensors(configuration: Configuration, network: Network) -> Iterator[tuple[str, slice, Floats]]:

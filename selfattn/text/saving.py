@@ -58,7 +58,7 @@ def _write_weights(source: Path, target: Path, configuration: Configuration, net
         from safetensors.numpy import save_file
     except ImportError as error:
         raise missing_extra("safetensors") from error
-    tensors = load_encoder_tensors(source, configuration)
+    tensors, _ = load_encoder_tensors(source, configuration)
     for name, rows, tensor in checkpoint_tensors(configuration, network):
         tensors[name] = tensors[name].copy()
         tensors[name][rows] = tensor

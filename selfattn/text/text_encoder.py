@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from inspect import signature
 from pathlib import Path
 from threading import get_ident
@@ -20,12 +20,12 @@ from selfattn.text.architectures import Configuration, read_configuration
 from selfattn.text.arguments import as_texts, positive_sizes
 from selfattn.text.batches import Batch, make_batches
 from selfattn.text.locate import locate
+from selfattn.text.mapped import MappedFile
 from selfattn.text.modules import Head, check_modules, load_head, read_modules
-from selfattn.text.network import Network, build_network
+from selfattn.text.network import Network, build_network, in_memory
 from selfattn.text.pooling import Floats, normalize
 from selfattn.text.progress import progress
 from selfattn.text.prompts import SentenceConfiguration, read_sentence_configuration
-from selfattn.text.saving import save_model
 from selfattn.text.similarity import similarity, similarity_pairwise
 from selfattn.text.tokenization import encode_texts, load_tokenizer, read_text_options
 from selfattn.text.weights import load_encoder_tensors
@@ -63,11 +63,13 @@ class TextEncoder:
         head: Head,
         settings: SentenceConfiguration,
         max_seq_length: int,
+        files: Sequence[MappedFile] = (),
     ) -> None:
         self._name = name
         self._directory = directory
         self._configuration = configuration
         self._network = network
+        self._files = files  # where the matrices of the network's layers lie, as long as nobody asks for them
         self._tokenizer = tokenizer
         self._head = head
         self._settings = settings
@@ -120,9 +122,13 @@ class TextEncoder:
         length, lowercase = read_text_options(folder, configuration.max_length)
         tokenizer = load_tokenizer(folder, configuration.vocab_size, lowercase=lowercase)
         head = load_head(modules, directory, configuration.hidden_size)
-        network = build_network(configuration, load_encoder_tensors(folder, configuration), precision)
+        tensors, files = load_encoder_tensors(folder, configuration)
+        network = build_network(configuration, tensors, precision)
+        _ = network.encoder._packed  # all that calls need of the matrices
+        for file in files:
+            file.give_back()
         name = os.fspath(name_or_directory)
-        return cls(name, directory, configuration, network, tokenizer, head, settings, length)
+        return cls(name, directory, configuration, network, tokenizer, head, settings, length, files)
 
     def __repr__(self) -> str:
         layers, d_model = self._configuration.num_layers, self._configuration.hidden_size
@@ -131,8 +137,19 @@ class TextEncoder:
 
     @property
     def network(self) -> Network:
-        """What is learned: from token numbers to token embeddings, with `forward`, `backward`, `weights`."""
+        """What is learned: from token numbers to token embeddings, with `forward`, `backward`, `weights`.
+
+        `encode` needs its matrices in packed form only. They are read from the model's file when the network
+        is first asked for; ValueError when that file was written to in place since the model was loaded.
+        """
+        if self._files:
+            for file in self._files:
+                file.check()
+            self._network, self._files = in_memory(self._network), ()
         return self._network
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_network": self.network, "_files": ()}
 
     def replace(self, weights: Weights) -> TextEncoder:
         """A model with these weights, in the structure of `network.weights()`, and all else as here.
@@ -151,8 +168,10 @@ class TextEncoder:
         out.) It appears at the very end, whole. Raises FileExistsError for a directory that is there and not
         empty, OSError where it cannot be written, and what `from_pretrained` does for damaged files.
         """
+        from selfattn.text.saving import save_model  # here: only those who save need it
+
         target = Path(directory).expanduser().absolute()
-        save_model(self._directory, target, self._configuration, self._network, self._max_seq_length)
+        save_model(self._directory, target, self._configuration, self.network, self._max_seq_length)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -293,7 +312,7 @@ class TextEncoder:
         if not isinstance(sentence, str):
             raise TypeError(f"sentence is a {type(sentence).__name__}, expected a str")
         encoding = self._tokenize(as_texts(sentence), 1)[0]
-        weights = self._network.attention_weights(
+        weights = self.network.attention_weights(
             np.array(encoding.ids, dtype=np.int64), num_threads=num_threads
         )
         return AttentionMap(encoding.tokens, weights, words=encoding.word_ids, title=self._name)

@@ -41,7 +41,7 @@ def load_tokenizer(directory: Path, vocab_size: int, *, lowercase: bool) -> Toke
         raise ValueError(
             f"{path} ({len(text)} bytes) is not a tokenizer: {error}: copy or download the model again"
         ) from error
-    highest = max(tokenizer.get_vocab().values(), default=0)
+    highest = _highest_token(tokenizer)
     if highest >= vocab_size:
         raise ValueError(
             f"{path} uses token number {highest}, but config.json has only vocab_size={vocab_size}"
@@ -52,6 +52,13 @@ def load_tokenizer(directory: Path, vocab_size: int, *, lowercase: bool) -> Toke
         steps = [normalizers.Lowercase()] + ([tokenizer.normalizer] if tokenizer.normalizer else [])
         tokenizer.normalizer = normalizers.Sequence(steps)
     return tokenizer
+
+
+def _highest_token(tokenizer: Tokenizer) -> int:
+    size = tokenizer.get_vocab_size()
+    if all(tokenizer.id_to_token(number) is not None for number in range(size)):
+        return size - 1  # nearly always, and found without a dict of all tokens, which takes megabytes
+    return max(tokenizer.get_vocab().values())
 
 
 def text_options_path(directory: Path) -> Path:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from selfattn.layers.base import protected
 from selfattn.text.errors import ModelNotFoundError, WeightsMismatchError, missing_extra
 from selfattn.text.files import read_json, require_file
+from selfattn.text.mapped import MappedFile
 
 if TYPE_CHECKING:
     from selfattn.text.architectures import Configuration
@@ -29,8 +30,9 @@ REMEDY = "copy or download the model again"
 Tensors = dict[str, NDArray[np.float32]]
 
 
-def load_encoder_tensors(directory: Path, configuration: Configuration) -> Tensors:
-    """Every tensor of `configuration.shapes()`, float32, under the names given there.
+def load_encoder_tensors(directory: Path, configuration: Configuration) -> tuple[Tensors, list[MappedFile]]:
+    """Every tensor of `configuration.shapes()`, float32, under the names given there. The layers' matrices
+    that are float32 in their file are left where they lie; the files in question come second.
 
     Shapes and types are checked against the files' headers before any data is read. Raises
     WeightsMismatchError for missing, surplus, wrongly shaped or wrongly typed tensors, ValueError for a
@@ -44,15 +46,32 @@ def load_encoder_tensors(directory: Path, configuration: Configuration) -> Tenso
     }
     expected = dict(configuration.shapes())
     _check_names(expected, own_names.values(), configuration, directory)
+    layers = configuration.architecture.layers
+    matrices = {name for name, shape in expected.items() if name.startswith(layers) and len(shape) == 2}
     tensors: Tensors = {}
+    mapped: list[MappedFile] = []
     for path, names in files.items():
         wanted = {name: expected[own_names[name]] for name in names if own_names[name] in expected}
-        tensors |= {own_names[name]: tensor for name, tensor in load_tensors(path, wanted).items()}
-    return tensors
+        with _open_checked(path, wanted) as file:
+            types = {name: file.get_slice(name).get_dtype() for name in wanted}
+            in_place = {name for name in wanted if own_names[name] in matrices and types[name] == "F32"}
+            if in_place:
+                mapped.append(MappedFile(path))
+            for name in wanted:
+                tensor = mapped[-1].tensor(name) if name in in_place else _read(file, name)
+                tensors[own_names[name]] = _finite(path, name, tensor)
+    return tensors, mapped
 
 
 def load_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     """The named tensors of one safetensors file as float32, each of exactly the given shape and finite."""
+    with _open_checked(path, shapes) as file:
+        return {name: _finite(path, name, _read(file, name)) for name in shapes}
+
+
+@contextmanager
+def _open_checked(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Any]:
+    """The file, once its header has the named tensors, of exactly these shapes and of types that we read."""
     with open_safetensors(path) as file:
         if absent := sorted(set(shapes) - set(file.keys())):
             raise WeightsMismatchError(
@@ -63,9 +82,12 @@ def load_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
             _check_header(path, name, tuple(slices[name].get_shape()), slices[name].get_dtype(), shape)
         if any(part.get_dtype() == "BF16" for part in slices.values()):
             _teach_numpy_bfloat16()
-        return {
-            name: _finite(path, name, file.get_tensor(name).astype(np.float32, copy=False)) for name in shapes
-        }
+        yield file
+
+
+def _read(file: Any, name: str) -> NDArray[np.float32]:
+    tensor: NDArray[np.float32] = file.get_tensor(name).astype(np.float32, copy=False)
+    return tensor
 
 
 @contextmanager

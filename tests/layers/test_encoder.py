@@ -122,7 +122,7 @@ def test_nan_in_the_padding_or_in_a_neighbour_stays_there(rng):
 
 
 @pytest.mark.parametrize("form", [{}, {"norm_first": True, "gated": True}])
-@pytest.mark.parametrize("tokens", [(4, 9), (1, 97), (7, 61), (2, 600)])  # few rows a thread, or blocks of them
+@pytest.mark.parametrize("tokens", [(4, 9), (1, 97), (7, 61), (2, 600)])  # few rows, and blocks of them
 def test_threads_do_not_change_the_bits(rng, tokens, form):
     stack, x = encoder(rng, final=True, **form), words(rng, *tokens)
     alone = stack(x, num_threads=1)

@@ -1,0 +1,115 @@
+"""The second-best instruction set against the best: `python bench/isa.py [--threads 1,2] [--json FILE]`.
+
+Both in one process and in turns: the operator at the shapes of `selfattn bench`, and an encoder. On a
+processor that reaches the same peak with either, the second is meant to be nearly as fast.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import selfattn
+from selfattn import _kernels
+from selfattn.bench import machine, options, report, timing, workloads
+from selfattn.bench.run import CONTENDERS, SHAPES
+
+BAR, SAME = 0.95, 0.95  # of the speed, where the peak is at least this part of the other
+ENCODER = "8x256"
+
+Row = dict[str, Any]
+Calls = dict[str, Callable[[], Any]]
+
+
+def on(isa: str, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call on that instruction set, which stays the active one: to look for it takes microseconds."""
+
+    def switched() -> Any:
+        if _kernels.active_isa() != isa:
+            _kernels.use_isa(isa)
+        return call()
+
+    return switched
+
+
+def calls_of(shape: str, threads: int, isas: tuple[str, ...]) -> Calls:
+    """One of its own for each: an encoder packs its weights for the instruction set that it first runs on."""
+    if options.suite_of(shape) == "encoder":
+        workload: Any = workloads.encoder_workload(shape, workloads.model_directory(None))
+    else:
+        workload = workloads.attention_workload(shape)
+    variants = CONTENDERS[workload.kind][report.OURS]
+    return {isa: on(isa, next(iter(variants(workload, threads).values()))()) for isa in isas}
+
+
+def row(shape: str, threads: int, seconds: dict[str, list[float]], bar: float | None) -> Row:
+    """The best one's time over the second's: below 1, the second is slower."""
+    best, second = seconds.values()
+    low, middle, high = statistics.quantiles((a / b for a, b in zip(best, second, strict=True)), n=4)
+    return {
+        "shape": shape,
+        "threads": threads,
+        "ms": {isa: 1e3 * statistics.median(each) for isa, each in seconds.items()},
+        "ratio": middle,
+        "quartiles": [low, high],
+        "bar": bar,
+    }
+
+
+def peaks(isas: tuple[str, ...], threads: int, rounds: int, watch: timing.Watch) -> dict[str, float]:
+    """GFLOP/s of each, the median of as many turns."""
+
+    def turn() -> list[float]:
+        return [on(isa, partial(machine.peak_gflops, threads, 0.02))() for isa in isas]
+
+    turns = zip(*(watch.undisturbed(turn) for _ in range(rounds)), strict=True)
+    return dict(zip(isas, map(statistics.median, turns), strict=True))
+
+
+def pace(isa: str, threads: int) -> float:
+    """On one instruction set, whichever ran last."""
+    return float(on(isa, partial(machine.pace, threads))())
+
+
+def shown(result: Row) -> str:
+    times = "".join(f"{isa}: {ms:<10.4g}" for isa, ms in result["ms"].items())
+    spread = (result["quartiles"][1] - result["quartiles"][0]) / 2
+    bar = "" if result["bar"] is None else f"  at least {result['bar']:.2f}"
+    below = "  BELOW" if result["bar"] is not None and result["ratio"] < result["bar"] else ""
+    return (
+        f"{result['shape']:<14}{result['threads']:>2}  {times}{result['ratio']:.2f} ±{spread:.2f}{bar}{below}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The second-best instruction set against the best.")
+    parser.add_argument("--threads", type=lambda text: [*map(int, text.split(","))], default=[1])
+    parser.add_argument("--shapes", type=lambda text: text.split(","), help="of selfattn bench")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--min-time", type=float, default=0.05)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    chosen = parser.parse_args()
+    isas = selfattn.available_isas()[:2]
+    shapes = chosen.shapes or [*SHAPES["operator"], *[ENCODER] * bool(find_spec(workloads.CARRIER))]
+    results, limits = [], {}
+    for threads in chosen.threads:
+        watch = timing.Watch(partial(pace, isas[0], threads))
+        limits[threads] = peaks(isas, threads, chosen.rounds, watch)
+        best, second = limits[threads].values()
+        print(f"{threads} thread(s): FMA peak {best:.1f} GFLOP/s with {isas[0]}, {second:.1f} with {isas[1]}")
+        bar = BAR if second >= SAME * best else None
+        for shape in shapes:
+            calls = calls_of(shape, threads, isas)
+            seconds = timing.in_turns(calls, chosen.rounds, chosen.min_time, watch)
+            results.append(row(shape, threads, seconds, bar) | watch.counts())
+            print(shown(results[-1]), *report.disturbed(results[-1]), flush=True)
+    _kernels.use_isa(isas[0])
+    chosen.threads = ",".join(map(str, chosen.threads))
+    report.write_measured("isa", results, chosen, "threads", "rounds", "min_time", peak_gflops=limits)
+
+
+if __name__ == "__main__":
+    main()
