@@ -36,13 +36,14 @@ def on(isa: str, call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def calls_of(shape: str, threads: int, isas: tuple[str, ...]) -> Calls:
-    """One of its own for each: an encoder packs its weights for the instruction set that it first runs on."""
+    """One of its own for each: an encoder packs its weights for the instruction set that it is loaded on."""
     if options.suite_of(shape) == "encoder":
         workload: Any = workloads.encoder_workload(shape, workloads.model_directory(None))
     else:
         workload = workloads.attention_workload(shape)
     variants = CONTENDERS[workload.kind][report.OURS]
-    return {isa: on(isa, next(iter(variants(workload, threads).values()))()) for isa in isas}
+    build = next(iter(variants(workload, threads).values()))
+    return {isa: on(isa, on(isa, build)()) for isa in isas}
 
 
 def row(shape: str, threads: int, seconds: dict[str, list[float]], bar: float | None) -> Row:
