@@ -42,8 +42,11 @@ def calls_of(shape: str, threads: int, isas: tuple[str, ...]) -> Calls:
     else:
         workload = workloads.attention_workload(shape)
     variants = CONTENDERS[workload.kind][report.OURS]
-    build = next(iter(variants(workload, threads).values()))
-    return {isa: on(isa, on(isa, build)()) for isa in isas}
+
+    def built() -> Callable[[], Any]:
+        return next(iter(variants(workload, threads).values()))()
+
+    return {isa: on(isa, on(isa, built)()) for isa in isas}
 
 
 def row(shape: str, threads: int, seconds: dict[str, list[float]], bar: float | None) -> Row:
