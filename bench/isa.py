@@ -52,13 +52,12 @@ def calls_of(shape: str, threads: int, isas: tuple[str, ...]) -> Calls:
 def row(shape: str, threads: int, seconds: dict[str, list[float]], bar: float | None) -> Row:
     """The best one's time over the second's: below 1, the second is slower."""
     best, second = seconds.values()
-    low, middle, high = statistics.quantiles((a / b for a, b in zip(best, second, strict=True)), n=4)
+    ratio = report.over_rounds(a / b for a, b in zip(best, second, strict=True))
     return {
         "shape": shape,
         "threads": threads,
         "ms": {isa: 1e3 * statistics.median(each) for isa, each in seconds.items()},
-        "ratio": middle,
-        "quartiles": [low, high],
+        **ratio,
         "bar": bar,
     }
 
@@ -80,12 +79,7 @@ def pace(isa: str, threads: int) -> float:
 
 def shown(result: Row) -> str:
     times = "".join(f"{isa}: {ms:<10.4g}" for isa, ms in result["ms"].items())
-    spread = (result["quartiles"][1] - result["quartiles"][0]) / 2
-    bar = "" if result["bar"] is None else f"  at least {result['bar']:.2f}"
-    below = "  BELOW" if result["bar"] is not None and result["ratio"] < result["bar"] else ""
-    return (
-        f"{result['shape']:<14}{result['threads']:>2}  {times}{result['ratio']:.2f} ±{spread:.2f}{bar}{below}"
-    )
+    return f"{result['shape']:<14}{result['threads']:>2}  {times}{report.beside_bar(result)}"
 
 
 def main() -> None:

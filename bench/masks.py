@@ -5,7 +5,6 @@ call of the same shape, in float32 and without options. A ratio below 1 is time 
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,10 +95,9 @@ def ratio(case: Case, threads: int, rounds: int, min_time: float) -> dict[str, A
     plain = Case("plain", case.shape)
     calls = {name: call_of(which, threads) for name, which in (("plain", plain), ("case", case))}
     seconds = timing.in_turns(calls, rounds, min_time)
-    ratios = [case / plain for case, plain in zip(seconds["case"], seconds["plain"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    ratios = (case / plain for case, plain in zip(seconds["case"], seconds["plain"], strict=True))
     shape = "x".join(map(str, case.shape))
-    return {"name": case.name, "shape": shape, "ratio": middle, "quartiles": [low, high]}
+    return {"name": case.name, "shape": shape, **report.over_rounds(ratios)}
 
 
 def main() -> None:
@@ -112,8 +110,7 @@ def main() -> None:
     results = []
     for case in cases():
         result = ratio(case, options.threads, options.rounds, options.min_time)
-        spread = (result["quartiles"][1] - result["quartiles"][0]) / 2
-        print(f"{result['name']:<40}{result['shape']:<16}{result['ratio']:.2f} ±{spread:.2f}", flush=True)
+        print(f"{result['name']:<40}{result['shape']:<16}{report.spread(result)}", flush=True)
         results.append(result)
     report.write_measured("masks", results, options, "threads", "rounds", "min_time")
 

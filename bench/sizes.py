@@ -94,10 +94,8 @@ def result(case: Case, threads: int, rounds: int, min_time: float, watch: timing
         "of_peak": statistics.median(rates["case"]) / peak,
     }
     if "neighbour" in rates:
-        low, middle, high = statistics.quantiles(
-            (a / b for a, b in zip(rates["case"], rates["neighbour"], strict=True)), n=4
-        )
-        row |= {"neighbour": case.neighbour.head_dim, "ratio": middle, "quartiles": [low, high], "bar": BAR}
+        ratio = report.over_rounds(a / b for a, b in zip(rates["case"], rates["neighbour"], strict=True))
+        row |= {"neighbour": case.neighbour.head_dim, **ratio, "bar": BAR}
         row["neighbour_of_peak"] = statistics.median(rates["neighbour"]) / peak
     return row | watch.counts()
 
@@ -106,10 +104,7 @@ def shown(row: dict[str, Any]) -> str:
     text = f"{row['head_dim']:>4}{row['value_dim']:>5}  {row['layout']:<30}{row['of_peak']:>5.2f}"
     if "ratio" not in row:
         return text
-    spread = (row["quartiles"][1] - row["quartiles"][0]) / 2
-    below = "  BELOW" if row["ratio"] < row["bar"] else ""
-    beside = f"{row['neighbour']:>5}: {row['neighbour_of_peak']:.2f}  {row['ratio']:.2f} ±{spread:.2f}"
-    return f"{text}{beside}  at least {row['bar']:.2f}{below}"
+    return f"{text}{row['neighbour']:>5}: {row['neighbour_of_peak']:.2f}  {report.beside_bar(row)}"
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ def masks_table(document: dict[str, Any], path: Path) -> str:
     """What masks save and options cost."""
     lines = rows(["", "shape", "time / time without"])
     for result in document["masks"]:
-        lines += [line([result["name"], result["shape"], spread(result)])]
+        lines += [line([result["name"], result["shape"], report.spread(result)])]
     return "\n".join([*lines, "", *source("masks", document, path)])
 
 
@@ -133,7 +133,7 @@ def threads_table(document: dict[str, Any], path: Path) -> str:
     for result in document["threads"]:
         measured = ", ".join(f"{name}: {value:.4g}" for name, value in result["figures"].items())
         bar = "" if result["bar"] is None else f"{result['bar']:.2f}"
-        lines += [line([result["part"], result["case"], measured, spread(result), bar])]
+        lines += [line([result["part"], result["case"], measured, report.spread(result), bar])]
     return "\n".join([*lines, "", *watched(document["threads"]), *source("threads", document, path)])
 
 
@@ -157,7 +157,7 @@ def sizes_table(document: dict[str, Any], path: Path) -> str:
         beside = ["", "", ""]
         if "ratio" in row:
             neighbour = f"{row['neighbour']}: {percent(row['neighbour_of_peak'])}"
-            beside = [neighbour, spread(row), f"{row['bar']:.2f}"]
+            beside = [neighbour, report.spread(row), f"{row['bar']:.2f}"]
         sizes = [str(row["head_dim"]), str(row["value_dim"]), row["layout"]]
         lines += [line([*sizes, percent(row["of_peak"]), *beside])]
     return "\n".join([*lines, "", *watched(document["sizes"]), *source("sizes", document, path)])
@@ -170,7 +170,7 @@ def isa_table(document: dict[str, Any], path: Path) -> str:
     for row in document["isa"]:
         bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
         times = [f"{row['ms'][isa]:.4g}" for isa in isas]
-        lines += [line([row["shape"], str(row["threads"]), *times, spread(row), bar])]
+        lines += [line([row["shape"], str(row["threads"]), *times, report.spread(row), bar])]
     lines += [""]
     for threads, both in document["peak_gflops"].items():
         peaks = ", ".join(f"{peak:.0f} ({isa})" for isa, peak in both.items())
@@ -184,12 +184,6 @@ def soak_table(document: dict[str, Any], path: Path) -> str:
     for name, value, most in document["soak"]:
         lines += [line([name, f"{value:.1f}", "" if most is None else f"{most:g}"])]
     return "\n".join([*lines, "", *source("soak", document, path)])
-
-
-def spread(row: dict[str, Any]) -> str:
-    """A ratio with half its interquartile range."""
-    low, high = row["quartiles"]
-    return f"{row['ratio']:.2f} ±{(high - low) / 2:.2f}"
 
 
 def watched(results: list[dict[str, Any]]) -> list[str]:

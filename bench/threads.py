@@ -62,15 +62,7 @@ def call_of(shape: str, threads: int, name: str = report.OURS) -> Call:
 
 
 def row(part: str, case: str, figures: dict[str, float], ratios: list[float], bar: float | None) -> Row:
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {
-        "part": part,
-        "case": case,
-        "figures": figures,
-        "ratio": middle,
-        "quartiles": [low, high],
-        "bar": bar,
-    }
+    return {"part": part, "case": case, "figures": figures, **report.over_rounds(ratios), "bar": bar}
 
 
 def quotients(above: list[float], below: list[float]) -> list[float]:
@@ -280,12 +272,7 @@ PARTS: dict[str, tuple[Callable[..., Iterator[Row]], list[str]]] = {
 
 def shown(result: Row) -> str:
     figures = "".join(f"{name}: {value:<10.4g}" for name, value in result["figures"].items())
-    spread = (result["quartiles"][1] - result["quartiles"][0]) / 2
-    bar = "" if result["bar"] is None else f"  at least {result['bar']:.2f}"
-    below = "  BELOW" if result["bar"] is not None and result["ratio"] < result["bar"] else ""
-    return (
-        f"{result['part']:<9}{result['case']:<32}{figures:<58}{result['ratio']:.2f} ±{spread:.2f}{bar}{below}"
-    )
+    return f"{result['part']:<9}{result['case']:<32}{figures:<58}{report.beside_bar(result)}"
 
 
 def main() -> None:

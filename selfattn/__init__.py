@@ -89,19 +89,7 @@ __all__ = [
 ]
 
 _LATER_MODULES = ("functional", "layers", "reference", "train")
-_LATER_CLASSES = {
-    "selfattn.layers": (
-        "Encoder",
-        "EncoderLayer",
-        "FeedForward",
-        "LayerNorm",
-        "MultiHeadSelfAttention",
-        "RMSNorm",
-        "SelfAttentionCell",
-    ),
-    "selfattn.text": ("TextEncoder",),
-    "selfattn.view": ("AttentionMap",),
-}
+_LATER_CLASSES = {"TextEncoder": "selfattn.text", "AttentionMap": "selfattn.view"}  # else selfattn.layers
 
 
 def __getattr__(name: str) -> Any:
@@ -110,9 +98,8 @@ def __getattr__(name: str) -> Any:
 
     if name in _LATER_MODULES:
         return import_module(f"selfattn.{name}")
-    for module, classes in _LATER_CLASSES.items():
-        if name in classes:
-            return getattr(import_module(module), name)
+    if name in __all__:
+        return getattr(import_module(_LATER_CLASSES.get(name, "selfattn.layers")), name)
     raise AttributeError(f"module 'selfattn' has no attribute {name!r}")
 
 

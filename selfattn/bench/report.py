@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,6 +163,26 @@ def footnotes(results: Sequence[Result]) -> list[str]:
             notes[f"{place}: {moved}, run it again"] = None
         notes.update({f"{place}: {words}": None for words in disturbed(result)})
     return list(notes)
+
+
+def over_rounds(ratios: Iterable[float]) -> Result:
+    """The median of a ratio over the rounds, and its quartiles."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"ratio": middle, "quartiles": [low, high]}
+
+
+def spread(result: Result) -> str:
+    """Such a ratio, with half its interquartile range."""
+    low, high = result["quartiles"]
+    return f"{result['ratio']:.2f} ±{(high - low) / 2:.2f}"
+
+
+def beside_bar(result: Result) -> str:
+    """The same beside what it is meant to reach, if anything."""
+    if result["bar"] is None:
+        return spread(result)
+    below = "  BELOW" if result["ratio"] < result["bar"] else ""
+    return f"{spread(result)}  at least {result['bar']:.2f}{below}"
 
 
 def disturbed(result: Result) -> list[str]:

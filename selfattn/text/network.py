@@ -134,17 +134,13 @@ class Network(Layer):
 
 def in_memory(network: Network) -> Network:
     """The same network, the encoder's weights copied from where they lie, its packed ones shared."""
-    encoder = network.encoder.replace(_copied(network.encoder.weights()))
+    from selfattn.train.trees import flatten, unflatten  # here: only those who ask for the weights need them
+
+    weights = network.encoder.weights()
+    copies = {name: protected(array.copy(order="K")) for name, array in flatten(weights).items()}
+    encoder = network.encoder.replace(unflatten(copies, weights))
     vars(encoder)["_packed"] = network.encoder._packed
     return replace(network, encoder=encoder)
-
-
-def _copied(weights: Any) -> Any:
-    if isinstance(weights, dict):
-        return {name: _copied(part) for name, part in weights.items()}
-    if isinstance(weights, list):
-        return [_copied(part) for part in weights]
-    return protected(weights.copy(order="K"))
 
 
 def checkpoint_tensors(configuration: Configuration, network: Network) -> Iterator[tuple[str, slice, Floats]]:

