@@ -137,7 +137,7 @@ INLINE vreal sigmoid_and_exponential(vreal x, vreal *e)
     vreal power = x * vsplat(-LOG2E);
     vint far = power >= vsplat((real)BIAS_1);
     *e = vexp2(vselect(far, vsplat(0.0f), power));
-    return vselect(far, vsplat(0.0f), vsplat(1.0f) / (vsplat(1.0f) + *e));
+    return (vreal)(~far & (vint)(vsplat(1.0f) / (vsplat(1.0f) + *e))); /* vselect would divide twice, by gcc 12 */
 }
 
 INLINE vreal sigmoid_vector(vreal x)
