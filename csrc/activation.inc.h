@@ -136,8 +136,8 @@ INLINE vreal sigmoid_and_exponential(vreal x, vreal *e)
 {
     vreal power = x * vsplat(-LOG2E);
     vint far = power >= vsplat((real)BIAS_1);
-    *e = vexp2(vselect(far, vsplat(0.0f), power));
-    return (vreal)(~far & (vint)(vsplat(1.0f) / (vsplat(1.0f) + *e))); /* vselect would divide twice, by gcc 12 */
+    *e = vexp2(vzero_where(far, power));
+    return vzero_where(far, vsplat(1.0f) / (vsplat(1.0f) + *e));
 }
 
 INLINE vreal sigmoid_vector(vreal x)

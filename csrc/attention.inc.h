@@ -77,7 +77,7 @@ INLINE vreal raise_max(const real *block_max, real c, real *max, real *rescale)
 {
     vreal old = vload(max), new = vmax(vload(block_max), old);
     vstore(max, new);
-    new = vselect(new == vsplat(-INFINITY), vsplat(0.0f), new);
+    new = vzero_where(new == vsplat(-INFINITY), new);
     vstore(rescale, vexp2((old - new) * vsplat(c)));
     return new;
 }

@@ -171,7 +171,7 @@ static void slope_block(const struct sa_attention *a, const struct sa_tile *t, s
             vint hidden = is_hidden(w);
             if (factors) factor = vload(factors + k * p->width + v * LANES);
             if (factors) from_out *= factor;
-            vstore(slope, vselect(hidden, vsplat(0.0f), w * (from_out - delta)));
+            vstore(slope, vzero_where(hidden, w * (from_out - delta)));
             if (factors) vstore(weight, w * factor);
         }
     }
@@ -185,7 +185,7 @@ static void uncap_slopes(const struct lanes *p, const struct block *b, real *slo
             real *slope = slopes + k * b->stride + i;
             vreal tangent = vload(b->capped + k * b->stride + i) / vsplat(softcap);
             vreal flatter = vload(slope) * vfma(-tangent, tangent, vsplat(1.0f));
-            vstore(slope, vselect(is_hidden(vload(b->scores + k * b->stride + i)), vsplat(0.0f), flatter));
+            vstore(slope, vzero_where(is_hidden(vload(b->scores + k * b->stride + i)), flatter));
         }
 }
 
@@ -224,7 +224,7 @@ static void add_visible_keys(const struct gradient_lanes *g, const struct block 
             for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
                 vint hidden = is_hidden(vload(b->scores + k * b->stride + i));
                 vreal key = vsplat(*(const scalar_any *)(keys.data + d * keys.row + k * keys.col));
-                sum = vfma(vselect(hidden, vsplat(0.0f), key), vload(slopes + k * b->stride + i), sum);
+                sum = vfma(vzero_where(hidden, key), vload(slopes + k * b->stride + i), sum);
             }
             if (!g->empty) sum += vload(at);
             vstore(at, sum);

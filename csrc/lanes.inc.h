@@ -178,10 +178,10 @@ static void close_total(const struct sa_attention *a, const struct sa_tile *t, s
             vreal sink = vload(sinks), top = vmax(sink, max);
             share = vexp2((max - top) * vsplat(LOG2E));
             sum = vfma(sum, share, vexp2((sink - top) * vsplat(LOG2E)));
-            vstore(p->total.sum + v * LANES, vselect(empty, vsplat(0.0f), sum));
+            vstore(p->total.sum + v * LANES, vzero_where(empty, sum));
             vstore(p->sink_max + v * LANES, top);
         }
-        vstore(p->inverse + v * LANES, vselect(empty, vsplat(0.0f), share / sum));
+        vstore(p->inverse + v * LANES, vzero_where(empty, share / sum));
     }
 }
 

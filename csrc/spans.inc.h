@@ -14,7 +14,7 @@ static void merge_span(struct lanes *p, ptrdiff_t value_dim, real c)
     }
     for (int v = 0; v < p->nv; ++v) {
         vreal old = vload(total->max + v * LANES), add = vload(span->max + v * LANES), max = vmax(add, old);
-        vreal base = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
+        vreal base = vzero_where(max == vsplat(-INFINITY), max);
         vreal old_factor = vexp2((old - base) * vsplat(c)), add_factor = vexp2((add - base) * vsplat(c));
         vstore(total->max + v * LANES, max);
         vreal sum = vload(total->sum + v * LANES) * old_factor;

@@ -52,6 +52,11 @@ INLINE vreal vselect(vint mask, vreal yes, vreal no)
 {
     return (vreal)((mask & (vint)yes) | (~mask & (vint)no));
 }
+/* 0 where the mask is, x elsewhere. (With a vselect, gcc 12 may divide twice for x, once under the mask.) */
+INLINE vreal vzero_where(vint mask, vreal x)
+{
+    return (vreal)(~mask & (vint)x);
+}
 /* The first n of LANES values; the rest reads as zero, and is neither loaded nor stored. */
 INLINE vreal vload_first(const real *p, ptrdiff_t n)
 {

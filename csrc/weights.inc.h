@@ -33,11 +33,11 @@ static void weigh(const struct lanes *p, const struct block *b, real c)
 {
     for (int v = 0; v < p->nv; ++v) {
         vreal max = vload(p->total.max + v * LANES), inverse = vload(p->inverse + v * LANES);
-        max = vselect(max == vsplat(-INFINITY), vsplat(0.0f), max);
+        max = vzero_where(max == vsplat(-INFINITY), max);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
             real *at = b->scores + k * b->stride + v * LANES;
             vreal score = vload(at), weight = vexp2((score - max) * vsplat(c)) * inverse;
-            vstore(at, vselect(score == vsplat(-INFINITY), vsplat(0.0f), weight));
+            vstore(at, vzero_where(score == vsplat(-INFINITY), weight));
         }
     }
 }
