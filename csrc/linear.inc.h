@@ -173,8 +173,8 @@ static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
             struct ahead finished[2] = {
                 part_of_rows(l->y, l->bfloat16_y ? 2 : sizeof(real), l->y_stride, row, column, columns),
                 part_of_rows(l->residual, sizeof(real), l->residual_stride, row, column, columns)};
-            multiply_long(nv, 1, last - row, steps(l->depth), SA_LINEAR_CHAIN / TERMS, x, packed, nv * LANES, c, NULL,
-                          finished);
+            multiply_long(nv, row == row0, last - row, steps(l->depth), SA_LINEAR_CHAIN / TERMS, x, packed, nv * LANES,
+                          c, NULL, finished);
             finish(l, row, last, column, columns, c);
         }
     }

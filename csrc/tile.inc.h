@@ -30,16 +30,22 @@ struct panel { /* B or C */
     ptrdiff_t stride; /* floats from row to row */
 };
 
-/* A panel that comes from afar is weights, read once for a few rows. A core works some 300 instructions ahead: of wide
- * panels that is enough, of those of AVX2 it is a kilobyte. (Fetched ahead with AVX-512 they are slower.) */
-#define FETCH_FAR (SA_VECTOR_BYTES == 32)
-enum { FAR_AHEAD = 4096 / (int)sizeof(real) };
+/* What comes after B, where B is weights, which a few rows read but once, from memory: with every step of the tiles so
+ * many bytes of it are fetched into the second cache. Evenly, and every line: the processor drops what it cannot take,
+ * and where some lines are missing its own prefetchers are no help. */
+struct coming {
+    const char *at;
+    ptrdiff_t bytes;
+};
 
-INLINE void tile_multiply(const int rows, const int nv, const int far, ptrdiff_t depth, struct operand a, const real *b,
-                          ptrdiff_t b_stride, vreal c[MAX_TILE_ROWS][MAX_NV])
+INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct operand a, const real *b,
+                          ptrdiff_t b_stride, struct coming *coming, vreal c[MAX_TILE_ROWS][MAX_NV])
 {
+    const char *at = coming ? coming->at : NULL, *to = at;
     for (ptrdiff_t p = 0; p < depth; ++p) {
-        if (far) __builtin_prefetch(b + FAR_AHEAD, 0, 3);
+        if (coming)
+            for (to += coming->bytes; at < to; at += 64)
+                __builtin_prefetch(at, 0, 2);
         vreal bv[MAX_NV];
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v)
@@ -54,14 +60,15 @@ INLINE void tile_multiply(const int rows, const int nv, const int far, ptrdiff_t
         a.data += a.col;
         b += b_stride;
     }
+    if (coming) coming->at = at;
 }
 
 /* What happens to the sums: they become C, are added to C, are added to C times a factor for each lane; or they become
  * C, or are added to C, and raise the running maximum of each lane. */
 enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_MAX, TILE_ADD_MAX };
 
-INLINE void tile(const int rows, const int nv, const enum tile_mode mode, const int far, ptrdiff_t depth,
-                 struct operand a, const real *b, ptrdiff_t b_stride, struct panel c, vreal lane[MAX_NV])
+INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdiff_t depth, struct operand a,
+                 const real *b, ptrdiff_t b_stride, struct panel c, vreal lane[MAX_NV], struct coming *coming)
 {
     vreal sum[MAX_TILE_ROWS][MAX_NV];
 #pragma GCC unroll 8
@@ -69,7 +76,7 @@ INLINE void tile(const int rows, const int nv, const enum tile_mode mode, const 
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v)
             sum[i][v] = vsplat(0.0f);
-    tile_multiply(rows, nv, far, depth, a, b, b_stride, sum);
+    tile_multiply(rows, nv, depth, a, b, b_stride, coming, sum);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
@@ -97,9 +104,8 @@ INLINE void fetch_ahead(const struct ahead *ahead, ptrdiff_t first, int rows)
 }
 
 /* Any number of rows: full tiles, then 4, 2 and 1. */
-INLINE void multiply_nv(const int nv, const enum tile_mode mode, const int far, ptrdiff_t rows, ptrdiff_t depth,
-                        struct operand a, const real *b, ptrdiff_t b_stride, struct panel c, real *lanes,
-                        const struct ahead ahead[2])
+INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
+                        const real *b, ptrdiff_t b_stride, struct panel c, real *lanes, const struct ahead ahead[2])
 {
     ptrdiff_t done = 0;
     vreal lane[MAX_NV];
@@ -112,7 +118,7 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, const int far, 
             fetch_ahead(&ahead[1], done, height);                                                                      \
         }                                                                                                              \
         done += (height);                                                                                              \
-        tile(height, nv, mode, far, depth, a, b, b_stride, c, lane);                                                   \
+        tile(height, nv, mode, depth, a, b, b_stride, c, lane, NULL);                                                  \
         a.data += (height) * a.row;                                                                                    \
         c.data += (height) * c.stride;                                                                                 \
         rows -= (height);                                                                                              \
@@ -128,51 +134,125 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, const int far, 
             vstore(lanes + v * LANES, lane[v]);
 }
 
-/* For nv = 1 .. MAX_NV vectors. TILE_RESCALE reads `lanes`, the MAX modes write the maximum of each lane there. */
-#define SA_MULTIPLY(name, mode, far)                                                                                   \
+/* For nv = 1 .. MAX_NV vectors. */
+#define SA_BY_VECTORS(function, ...)                                                                                   \
+    if (nv == 1)                                                                                                       \
+        function(1, __VA_ARGS__);                                                                                      \
+    else if (nv == 2)                                                                                                  \
+        function(2, __VA_ARGS__);                                                                                      \
+    else if (MAX_NV > 2 && nv == 3)                                                                                    \
+        function(MAX_NV > 2 ? 3 : 1, __VA_ARGS__);                                                                     \
+    else if (MAX_NV > 2)                                                                                               \
+    function(MAX_NV > 2 ? 4 : 1, __VA_ARGS__)
+
+/* TILE_RESCALE reads `lanes`, the MAX modes write the maximum of each lane there. */
+#define SA_MULTIPLY(name, mode)                                                                                        \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,     \
                      struct panel c, real *lanes, const struct ahead ahead[2])                                         \
     {                                                                                                                  \
-        if (nv == 1)                                                                                                   \
-            multiply_nv(1, mode, far, rows, depth, a, b, b_stride, c, lanes, ahead);                                   \
-        else if (nv == 2)                                                                                              \
-            multiply_nv(2, mode, far, rows, depth, a, b, b_stride, c, lanes, ahead);                                   \
-        else if (MAX_NV > 2 && nv == 3)                                                                                \
-            multiply_nv(MAX_NV > 2 ? 3 : 1, mode, far, rows, depth, a, b, b_stride, c, lanes, ahead);                  \
-        else if (MAX_NV > 2)                                                                                           \
-            multiply_nv(MAX_NV > 2 ? 4 : 1, mode, far, rows, depth, a, b, b_stride, c, lanes, ahead);                  \
+        SA_BY_VECTORS(multiply_nv, mode, rows, depth, a, b, b_stride, c, lanes, ahead);                                \
     }
-SA_MULTIPLY(multiply_store, TILE_STORE, 0)
-SA_MULTIPLY(multiply_add, TILE_ADD, 0)
-SA_MULTIPLY(multiply_rescale, TILE_RESCALE, 0)
-SA_MULTIPLY(multiply_max, TILE_MAX, 0)
-SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX, 0)
-#if FETCH_FAR
-SA_MULTIPLY(multiply_store_far, TILE_STORE, 1)
-SA_MULTIPLY(multiply_add_far, TILE_ADD, 1)
-#else
-#define multiply_store_far multiply_store
-#define multiply_add_far multiply_add
-#endif
+SA_MULTIPLY(multiply_store, TILE_STORE)
+SA_MULTIPLY(multiply_add, TILE_ADD)
+SA_MULTIPLY(multiply_rescale, TILE_RESCALE)
+SA_MULTIPLY(multiply_max, TILE_MAX)
+SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
 #undef SA_MULTIPLY
 
-/* C = A * B over a depth of any length: chains of `chain` terms, added in order. With `max`, also each lane's maximum;
- * `far`, if B comes from afar. */
-INLINE void multiply_long(int nv, const int far, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
+/* ---- of weights that come from afar: tiles of every height, and what comes next is fetched ---- */
+
+/* With the fewest rows memory is the limit in any case, and of wide panels the processor's prefetchers are faster alone.
+ * Where one tile has all the rows, what comes next is needed at once. */
+enum { FAR_AHEAD = 8192, LEAST_ROWS_FAR = SA_VECTOR_BYTES == 64 ? 6 : 1 };
+
+INLINE void low_tile_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
+                        const real *b, ptrdiff_t b_stride, struct panel c, struct coming *coming)
+{
+    switch (rows) {
+#define SA_HEIGHT(height)                                                                                              \
+    case (height):                                                                                                     \
+        if ((height) < TILE_ROWS(nv))                                                                                  \
+            tile(height, nv, mode, depth, a, b, b_stride, c, NULL, 2 * (height) < LEAST_ROWS_FAR ? NULL : coming);     \
+        break;
+        SA_HEIGHT(1)
+        SA_HEIGHT(2)
+        SA_HEIGHT(3)
+        SA_HEIGHT(4)
+        SA_HEIGHT(5)
+        SA_HEIGHT(6)
+        SA_HEIGHT(7)
+#undef SA_HEIGHT
+    default:
+        break;
+    }
+}
+
+/* A tile that is not full. (By itself: the loop of full tiles is the faster without.) */
+static __attribute__((noinline)) void low_tile(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth,
+                                               struct operand a, const real *b, ptrdiff_t b_stride, struct panel c,
+                                               struct coming *coming)
+{
+    if (mode == TILE_STORE) {
+        SA_BY_VECTORS(low_tile_nv, TILE_STORE, rows, depth, a, b, b_stride, c, coming);
+    } else {
+        SA_BY_VECTORS(low_tile_nv, TILE_ADD, rows, depth, a, b, b_stride, c, coming);
+    }
+}
+
+/* A full tile; or of what is left the half, if a second tile would be of one row or two, which is slow. */
+INLINE ptrdiff_t far_height(ptrdiff_t left, ptrdiff_t full)
+{
+    if (left == full || left > full + 2) return full;
+    return left > full ? (left + 1) / 2 : left;
+}
+
+INLINE void multiply_far_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
+                            const real *b, ptrdiff_t b_stride, struct panel c, const struct ahead ahead[2])
+{
+    const ptrdiff_t full = TILE_ROWS(nv), bytes = rows < LEAST_ROWS_FAR ? 0 : b_stride * (ptrdiff_t)sizeof(real);
+    struct coming coming = {rows > full ? (const char *)(b + depth * b_stride) : (const char *)b + FAR_AHEAD, 0};
+    for (ptrdiff_t done = 0, height; done < rows; done += height) {
+        height = far_height(rows - done, full);
+        coming.bytes = (bytes * height + rows - 1) / rows; /* all of it with all the rows */
+        if (ahead) {
+            fetch_ahead(&ahead[0], done, (int)height);
+            fetch_ahead(&ahead[1], done, (int)height);
+        }
+        if (height == full)
+            tile(TILE_ROWS(nv), nv, mode, depth, a, b, b_stride, c, NULL, &coming);
+        else
+            low_tile(nv, mode, height, depth, a, b, b_stride, c, &coming);
+        a.data += height * a.row;
+        c.data += height * c.stride;
+    }
+}
+
+static void multiply_far(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b,
+                         ptrdiff_t b_stride, struct panel c, const struct ahead ahead[2])
+{
+    if (mode == TILE_STORE) {
+        SA_BY_VECTORS(multiply_far_nv, TILE_STORE, rows, depth, a, b, b_stride, c, ahead);
+    } else {
+        SA_BY_VECTORS(multiply_far_nv, TILE_ADD, rows, depth, a, b, b_stride, c, ahead);
+    }
+}
+
+/* ---- any depth: chains of `chain` terms, added in order ---- */
+
+/* C = A * B. With `max`, also each lane's maximum; `far`, if B comes from afar, and what follows it is wanted next. */
+INLINE void multiply_long(int nv, int far, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
                           const real *b, ptrdiff_t b_stride, struct panel c, real *max, const struct ahead ahead[2])
 {
-    if (max && depth <= chain)
-        multiply_max(nv, rows, depth, a, b, b_stride, c, max, ahead);
-    else
-        (far ? multiply_store_far : multiply_store)(nv, rows, depth < chain ? depth : chain, a, b, b_stride, c, NULL,
-                                                    ahead);
-    for (ptrdiff_t left = depth - chain; left > 0; left -= chain) {
+    for (ptrdiff_t left = depth; left > 0 || left == depth; left -= chain) {
+        ptrdiff_t terms = left < chain ? left : chain;
+        int first = left == depth, raise = max && left <= chain;
+        if (far)
+            multiply_far(nv, first ? TILE_STORE : TILE_ADD, rows, terms, a, b, b_stride, c, first ? ahead : NULL);
+        else if (first)
+            (raise ? multiply_max : multiply_store)(nv, rows, terms, a, b, b_stride, c, max, ahead);
+        else
+            (raise ? multiply_add_max : multiply_add)(nv, rows, terms, a, b, b_stride, c, max, NULL);
         a.data += chain * a.col;
         b += chain * b_stride;
-        if (max && left <= chain)
-            multiply_add_max(nv, rows, left, a, b, b_stride, c, max, NULL);
-        else
-            (far ? multiply_add_far : multiply_add)(nv, rows, left < chain ? left : chain, a, b, b_stride, c, NULL,
-                                                    NULL);
     }
 }

@@ -25,6 +25,16 @@ def test_linear_is_exact_on_integers(rng, rows, width):
             np.testing.assert_array_equal(_kernels.linear(x, turned, bias, None, 2), x @ weight + bias)
 
 
+@pytest.mark.parametrize("width", [16, 32, 48, 64, 449])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_linear_of_every_number_of_few_rows(rng, width, bfloat16):
+    """Tiles of every height, and of panels more than threads: each is somebody's."""
+    x, weight = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((19, 390), (390, width)))
+    for rows in range(1, 20):
+        y = _kernels.linear(x[:rows], weight, None, None, 3, bfloat16)
+        np.testing.assert_array_equal(y, x[:rows] @ weight)
+
+
 @pytest.mark.parametrize("depth", [16, 384, 1536])
 def test_linear_rows_do_not_depend_on_each_other(rng, depth):
     x = rng.standard_normal((130, depth)).astype(np.float32)
