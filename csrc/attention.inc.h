@@ -160,9 +160,10 @@ static void add_values(const struct sa_attention *a, const struct sa_tile *t, st
     if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, keys))
         add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach other lanes */
     else if (p->span.empty)
-        multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, NULL);
+        multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, b->next);
     else
-        multiply_rescale(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, rescale, NULL);
+        multiply_rescale(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, rescale, b->next);
+    b->next[0].bytes = b->next[1].bytes = 0;
 }
 
 /* The softmax of a few rows, row by row. */
@@ -265,6 +266,7 @@ static size_t attention_workspace(const struct sa_attention *a)
 static real *set_block(const struct sa_attention *a, const struct sa_tile *t, real *memory, struct block *b)
 {
     b->capped = NULL;
+    b->next[0] = b->next[1] = (struct ahead){NULL, 0, 0};
     b->scores = memory;
     b->bias = memory += panel_numbers(SA_KEY_BLOCK);
     memory += panel_numbers(SA_KEY_BLOCK);
@@ -295,6 +297,16 @@ static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
     }
 }
 
+/* The same of the tile that is likely to be next, one head's: spread over the values of a block, a row with each of their
+ * dimensions. */
+static void fetch_next(const struct sa_attention *a, const struct sa_tile *next, struct block *b)
+{
+    if (!next) return;
+    ptrdiff_t size = size_of(a->dtype), query = a->query.col == size ? a->head_dim * size : 0;
+    b->next[0] = (struct ahead){row_of(&a->query, next->query, 1, next->row0), a->query.row, query};
+    b->next[1] = (struct ahead){out_row(a, next, next->row0), a->out.row, a->out.col == size ? a->value_dim * size : 0};
+}
+
 /* The rows of a tile from the row-th on: as many as the panel takes, and what each may see. */
 static void begin_panel(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row, struct lanes *p)
 {
@@ -317,7 +329,7 @@ static int begin_tile(const struct sa_attention *a, const struct sa_tile *t, str
 {
     int count = 0;
     real *memory = set_block(a, t, workspace, b);
-    fetch_rows(a, t);
+    if (!t->next) fetch_rows(a, t); /* otherwise they have been the next */
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES, ++count) {
         struct lanes *p = &panels[count];
         begin_panel(a, t, row, p);

@@ -86,6 +86,7 @@ struct sa_tile {
     ptrdiff_t q_len, valid_keys;        /* no key from valid_keys on is seen */
     ptrdiff_t position0;                /* of query 0 among the keys */
     ptrdiff_t row0, rows;
+    const struct sa_tile *next; /* NULL, or the one this thread is likely to compute next: fetched meanwhile */
 };
 
 enum sa_activation { SA_IDENTITY = 0, SA_GELU, SA_GELU_TANH, SA_RELU, SA_SILU };

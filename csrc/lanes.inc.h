@@ -57,6 +57,7 @@ struct block {
     integer begin[PANEL_LANES], end[PANEL_LANES];
     enum biased biased;
     struct staged keys, values;
+    struct ahead next[2]; /* rows of the next tile, to be fetched with the next values; nothing, mostly */
 };
 
 /* Which keys each lane may see, before mask and bias, by its position. Lanes without a row see what the last row sees. */

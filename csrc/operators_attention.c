@@ -31,8 +31,9 @@ struct attention_job {
     const struct sa_kernels *kernels;
     const struct sa_attention *args;
     struct sa_tiles tiles;
-    struct split split; /* forward */
-    ptrdiff_t spans;    /* of the keys of one item */
+    struct split split;  /* forward */
+    ptrdiff_t spans;     /* of the keys of one item */
+    ptrdiff_t next_tile; /* so many further on is what a thread is likely to compute next */
     size_t workspace;
     int (*compute)(const struct sa_attention *, const struct sa_tile *, void *); /* forward */
 };
@@ -61,6 +62,17 @@ static struct split split_tiles(const struct attention_job *job, int num_threads
     return s;
 }
 
+/* Are there many queries and outputs, in rows of their own? From the caches they are there in time; from memory the next
+ * tile's are to be fetched. */
+static int fetches_next(const struct sa_attention *a)
+{
+    enum { NUMBERS = 1 << 20, QUERIES = 16 };
+    double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
+                                     : (double)a->items * (double)a->q_len;
+    return a->num_heads == a->num_kv_heads && queries >= QUERIES * (double)a->items &&
+           queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > NUMBERS;
+}
+
 static int attention_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;
@@ -68,7 +80,11 @@ static int attention_task(void *context, ptrdiff_t index)
     void *workspace = sa_workspace(job->workspace);
     if (!workspace) return SA_NO_MEMORY;
     if (index < s->first_tile) {
-        struct sa_tile t = sa_tile_at(job->args, &job->tiles, index);
+        struct sa_tile t = sa_tile_at(job->args, &job->tiles, index), next;
+        if (job->next_tile < s->first_tile - index) {
+            next = sa_tile_at(job->args, &job->tiles, index + job->next_tile);
+            t.next = &next;
+        }
         return job->compute(job->args, &t, workspace);
     }
     ptrdiff_t part = index - s->first_tile, first_key = s->first_key + part % s->spans * SA_KEY_SPAN;
@@ -85,9 +101,10 @@ static int merge_task(void *context, ptrdiff_t index)
     return SA_OK;
 }
 
-static int run_tiles(struct attention_job *job, int splits, int num_threads)
+static int run_tiles(struct attention_job *job, int forward, int num_threads)
 {
-    job->split = splits ? split_tiles(job, num_threads) : (struct split){.first_tile = job->tiles.count};
+    job->next_tile = forward && fetches_next(job->args) ? num_threads : PTRDIFF_MAX; /* threads take tiles in turn */
+    job->split = forward ? split_tiles(job, num_threads) : (struct split){.first_tile = job->tiles.count};
     const struct split *s = &job->split;
     int status = sa_parallel_for(s->first_tile + s->tiles * s->spans, attention_task, job, num_threads);
     if (!status && s->tiles) status = sa_parallel_for(s->tiles, merge_task, job, num_threads);

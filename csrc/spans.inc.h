@@ -55,6 +55,7 @@ static int attend(const struct sa_attention *a, const struct sa_tile *t, struct 
     for (ptrdiff_t span = first / SA_KEY_SPAN * SA_KEY_SPAN; span < last; span += SA_KEY_SPAN) {
         int status = sa_checkpoint();
         if (status) return status;
+        if (span + SA_KEY_SPAN >= last) fetch_next(a, t->next, b);
         attend_span(a, t, scaling, panels, count, span, first, last, b);
         for (int i = 0; i < count; ++i)
             merge_span(&panels[i], a->value_dim, scaling.c);
