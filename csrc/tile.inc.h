@@ -162,7 +162,8 @@ SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
 /* ---- of weights that come from afar: tiles of every height, and what comes next is fetched ---- */
 
 /* With the fewest rows memory is the limit in any case, and of wide panels the processor's prefetchers are faster alone.
- * Where one tile has all the rows, what comes next is needed at once. */
+ * (A tile less than half as high as these rows has all there are.) Where one tile has all the rows, what comes next is
+ * needed at once. */
 enum { FAR_AHEAD = 8192, LEAST_ROWS_FAR = SA_VECTOR_BYTES == 64 ? 6 : 1 };
 
 INLINE void low_tile_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
