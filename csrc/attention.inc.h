@@ -150,6 +150,15 @@ static void pair_weights(const struct lanes *p, struct block *b)
         }
 }
 
+/* So many rows of the next tile have been fetched. */
+static void fetched_next(struct block *b, ptrdiff_t rows)
+{
+    b->next_rows -= rows;
+    for (int i = 0; i < 2; ++i)
+        b->next[i] = (struct ahead){b->next[i].data + rows * b->next[i].row, b->next[i].row,
+                                    b->next_rows > 0 ? b->next[i].bytes : 0};
+}
+
 /* outputs = outputs * rescale + this block's chain */
 static void add_values(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct block *b,
                        real *rescale)
@@ -163,7 +172,7 @@ static void add_values(const struct sa_attention *a, const struct sa_tile *t, st
         multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, b->next);
     else
         multiply_rescale(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, rescale, b->next);
-    b->next[0].bytes = b->next[1].bytes = 0;
+    if (b->next_rows > 0) fetched_next(b, a->value_dim);
 }
 
 /* The softmax of a few rows, row by row. */
@@ -267,6 +276,7 @@ static real *set_block(const struct sa_attention *a, const struct sa_tile *t, re
 {
     b->capped = NULL;
     b->next[0] = b->next[1] = (struct ahead){NULL, 0, 0};
+    b->next_rows = 0;
     b->scores = memory;
     b->bias = memory += panel_numbers(SA_KEY_BLOCK);
     memory += panel_numbers(SA_KEY_BLOCK);
@@ -297,12 +307,13 @@ static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
     }
 }
 
-/* The same of the tile that is likely to be next, one head's: spread over the values of a block, a row with each of their
- * dimensions. */
+/* The same of the tile that is likely to be next, one head's: spread over the values of its panels, a row with each of
+ * their dimensions. */
 static void fetch_next(const struct sa_attention *a, const struct sa_tile *next, struct block *b)
 {
     if (!next) return;
     ptrdiff_t size = size_of(a->dtype), query = a->query.col == size ? a->head_dim * size : 0;
+    b->next_rows = next->rows;
     b->next[0] = (struct ahead){row_of(&a->query, next->query, 1, next->row0), a->query.row, query};
     b->next[1] = (struct ahead){out_row(a, next, next->row0), a->out.row, a->out.col == size ? a->value_dim * size : 0};
 }
@@ -329,7 +340,7 @@ static int begin_tile(const struct sa_attention *a, const struct sa_tile *t, str
 {
     int count = 0;
     real *memory = set_block(a, t, workspace, b);
-    if (!t->next) fetch_rows(a, t); /* otherwise they have been the next */
+    if (!t->next) fetch_rows(a, t); /* otherwise they have been the next, but for the first tile */
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES, ++count) {
         struct lanes *p = &panels[count];
         begin_panel(a, t, row, p);

@@ -57,7 +57,8 @@ struct block {
     integer begin[PANEL_LANES], end[PANEL_LANES];
     enum biased biased;
     struct staged keys, values;
-    struct ahead next[2]; /* rows of the next tile, to be fetched with the next values; nothing, mostly */
+    struct ahead next[2]; /* queries and outputs of the next tile, to be fetched with the next values: */
+    ptrdiff_t next_rows;  /* so many more of them */
 };
 
 /* Which keys each lane may see, before mask and bias, by its position. Lanes without a row see what the last row sees. */

@@ -66,10 +66,13 @@ static struct split split_tiles(const struct attention_job *job, int num_threads
  * tile's are to be fetched. */
 static int fetches_next(const struct sa_attention *a)
 {
-    enum { NUMBERS = 1 << 20, QUERIES = 16 };
+    enum {
+        NUMBERS = 1 << 20,
+        QUERIES = 16
+    }; /* with each dimension of the values a row is fetched: is there one for all? */
     double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
                                      : (double)a->items * (double)a->q_len;
-    return a->num_heads == a->num_kv_heads && queries >= QUERIES * (double)a->items &&
+    return a->num_heads == a->num_kv_heads && a->value_dim >= SA_TASK_ROWS && queries >= QUERIES * (double)a->items &&
            queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > NUMBERS;
 }
 
