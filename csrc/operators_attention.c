@@ -63,13 +63,10 @@ static struct split split_tiles(const struct attention_job *job, int num_threads
 }
 
 /* Are there many queries and outputs, in rows of their own? From the caches they are there in time; from memory the next
- * tile's are to be fetched. */
+ * tile's are to be fetched: a row with each dimension of the values, which must be enough for a panel's. */
 static int fetches_next(const struct sa_attention *a)
 {
-    enum {
-        NUMBERS = 1 << 20,
-        QUERIES = 16
-    }; /* with each dimension of the values a row is fetched: is there one for all? */
+    enum { NUMBERS = 1 << 20, QUERIES = 16 };
     double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
                                      : (double)a->items * (double)a->q_len;
     return a->num_heads == a->num_kv_heads && a->value_dim >= SA_TASK_ROWS && queries >= QUERIES * (double)a->items &&
