@@ -1,54 +1,30 @@
 """Resident memory under a mixed load: `python bench/soak.py [--batches N] [--json FILE]`. Linux only.
 
-One process embeds batches of a random number of sentences of Python's documentation, and writes down its
-resident memory as it goes. All of the process counts: Python, NumPy, the tokenizer and the sentences too.
+One process (resident.py) embeds batches of a random number of sentences of Python's documentation, and writes
+down its resident memory as it goes. All of it counts: Python, NumPy, the tokenizer and the sentences too.
 """
 
 import argparse
-import math
-import os
-import random
+import json
 import statistics
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import selfattn
 from selfattn.bench import report, workloads
 
 ABOVE_WEIGHTS = 60.0  # MiB that it is meant to stay below
 FLAT = 1.0  # MiB by which the last quarter of the batches may exceed the one before
-LOOKS = 40
-
-
-def resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def batches(texts: list[str], count: int, most: int) -> Iterator[list[str]]:
-    """Of 1 to `most` sentences each, small ones as often as large ones on a logarithmic scale."""
-    rng = random.Random(0)  # NumPy's generators would add five megabytes, its own and OpenSSL's
-    for _ in range(count):
-        yield rng.choices(texts, k=int(math.exp(rng.uniform(0, math.log(most + 1)))))
 
 
 def soak(model: Path, count: int, most: int, threads: int | None) -> dict[str, Any]:
-    """MiB of resident memory before the model, with it, and as (batches, MiB) on the way."""
-    texts = list(workloads.documentation_sentences())
-    before = resident_megabytes()
-    encoder = selfattn.TextEncoder.from_pretrained(model)
-    loaded, looks = resident_megabytes(), []
-    for done, batch in enumerate(batches(texts, count, most), 1):
-        encoder.encode(batch, num_threads=threads)
-        if done == 1 or done * LOOKS // count > (done - 1) * LOOKS // count:
-            looks.append((done, resident_megabytes()))
-    return {
-        "before": before,
-        "loaded": loaded,
-        "weights": (model / "model.safetensors").stat().st_size / 2**20,
-        "looks": looks,
-    }
+    """MiB of resident memory before the model, with it, and as (batches, MiB) on the way; of its weights."""
+    sentences = json.dumps(list(workloads.documentation_sentences()))
+    arguments = [str(model), str(count), str(most), str(threads or 0)]
+    command = [sys.executable, "-P", str(Path(__file__).parent / "resident.py"), *arguments]
+    printed = subprocess.run(command, input=sentences, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(printed) | {"weights": (model / "model.safetensors").stat().st_size / 2**20}
 
 
 def figures(measured: dict[str, Any]) -> list[tuple[str, float, float | None]]:

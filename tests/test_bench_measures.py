@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,7 @@ growth = script("growth")
 sizes = script("sizes")
 isa = script("isa")
 soak = script("soak")
+resident = script("resident")
 footprint = script("footprint")
 
 SMALL = "1x2x16x8"
@@ -223,11 +226,21 @@ def test_resident_memory_while_it_embeds(tmp_path: Path) -> None:
     assert json.dumps(measured)
 
 
+def test_the_process_that_embeds_has_nothing_of_the_benchmark() -> None:
+    code = "import sys, resident; print(any('bench' in name or name == 'statistics' for name in sys.modules))"
+    path = os.pathsep.join([str(Path(resident.__file__).parent), *sys.path])
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert found.stdout.strip() == "False"
+
+
 def test_batches_are_small_and_large_and_always_the_same() -> None:
     texts = [str(number) for number in range(50)]
-    sizes = [len(batch) for batch in soak.batches(texts, 300, 8)]
+    sizes = [len(batch) for batch in resident.batches(texts, 300, 8)]
     assert set(sizes) == set(range(1, 9))
-    assert [*soak.batches(texts, 5, 8)] == [*soak.batches(texts, 5, 8)]
+    assert [*resident.batches(texts, 5, 8)] == [*resident.batches(texts, 5, 8)]
 
 
 # ---- footprint ----
