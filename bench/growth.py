@@ -7,6 +7,7 @@ is called that once, and timed there.
 """
 
 import argparse
+import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ def measured(
     """Nanoseconds of each token, what the model says, and MiB."""
     shape = (batch, 1, length, HEAD_DIM)
     peak = watch.undisturbed(partial(machine.peak_gflops, options.threads))
-    model = 4 * length * HEAD_DIM / peak
+    operations = 4 * length * HEAD_DIM  # of a token
     once = partial(memory.one_call, shape, options.threads)
-    if model * batch * length < 1e9 * LONG:
-        (mib, _), seconds = once(), repeated(shape, options, watch)
+    if operations * batch * length < 1e9 * LONG * peak:
+        (mib, _), (seconds, peak) = once(), repeated(shape, options, watch)
     else:
         mib, first = watch.undisturbed(once)
         seconds = [first]
@@ -42,19 +43,24 @@ def measured(
         "length": length,
         "ns": median,
         "quartiles": [low, high],
-        "model_ns": model,
+        "model_ns": operations / peak,
         "mib": mib,
         **watch.counts(),
     }
 
 
-def repeated(shape: tuple[int, ...], options: argparse.Namespace, watch: timing.Watch) -> list[float]:
-    """Seconds of a call in each round."""
+def repeated(
+    shape: tuple[int, ...], options: argparse.Namespace, watch: timing.Watch
+) -> tuple[list[float], float]:
+    """Seconds of a call in each round, and GFLOP/s of multiply-adds alone between them."""
     rng = np.random.default_rng(0)
     query, key, value = (rng.standard_normal(shape, dtype=np.float32) for _ in range(3))
     out = np.empty_like(query)
     call = partial(selfattn.attention, query, key, value, out=out, num_threads=options.threads)
-    return timing.in_turns({"": call}, options.rounds, options.min_time, watch)[""]
+    multiply_adds = machine.multiply_adds(options.threads)
+    calls = {"attention": call, "peak": multiply_adds}
+    seconds = timing.in_turns(calls, options.rounds, options.min_time, watch)
+    return seconds["attention"], multiply_adds() / statistics.median(seconds["peak"]) / 1e9
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -78,7 +84,7 @@ def main() -> None:
         ("batch", batch, BATCH_LENGTH) for batch in BATCHES if batch * BATCH_LENGTH <= 8 * options.most
     ]
     print(f"{'batch':>6}{'length':>8}{'ns for a token':>14}{'at the peak':>14}{'of peak':>9}{'MiB':>9}")
-    watch = timing.Watch(partial(machine.pace, options.threads))
+    watch = timing.Watch(partial(machine.pace, machine.multiply_adds(options.threads)))
     results = []
     for place in places:
         results.append(measured(*place, options, watch))

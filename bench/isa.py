@@ -74,7 +74,7 @@ def peaks(isas: tuple[str, ...], threads: int, rounds: int, watch: timing.Watch)
 
 def pace(isa: str, threads: int) -> float:
     """On one instruction set, whichever ran last."""
-    return float(on(isa, partial(machine.pace, threads))())
+    return float(on(isa, partial(machine.pace, machine.multiply_adds(threads)))())
 
 
 def shown(result: Row) -> str:

@@ -81,9 +81,10 @@ def call_of(case: Case, threads: int) -> Callable[[], np.ndarray]:
 def result(case: Case, threads: int, rounds: int, min_time: float, watch: timing.Watch) -> dict[str, Any]:
     """Fractions of the peak of the case and of its neighbour; their ratio, the median over the rounds."""
     pair = {"case": case, "neighbour": case.neighbour} if case != case.neighbour else {"case": case}
-    peak = watch.undisturbed(partial(machine.peak_gflops, threads))
-    calls = {name: call_of(which, threads) for name, which in pair.items()}
+    multiply_adds = machine.multiply_adds(threads)
+    calls = {name: call_of(which, threads) for name, which in pair.items()} | {"peak": multiply_adds}
     seconds = timing.in_turns(calls, rounds, min_time, watch)
+    peak = multiply_adds() / statistics.median(seconds["peak"]) / 1e9
     rates = {name: [pair[name].flops / each / 1e9 for each in seconds[name]] for name in pair}
     row = {
         "head_dim": case.head_dim,
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--min-time", type=float, default=0.02)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    watch = timing.Watch(partial(machine.pace, options.threads))
+    watch = timing.Watch(partial(machine.pace, machine.multiply_adds(options.threads)))
     results = []
     for case in cases():
         results.append(result(case, options.threads, options.rounds, options.min_time, watch))

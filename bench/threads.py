@@ -80,7 +80,7 @@ def least_speed_up(seconds: float, threads: int) -> float:
 def scaling(shapes: list[str], threads: int, rounds: int, min_time: float) -> Iterator[Row]:
     for name, limit in (("FMA peak", machine.peak_gflops), ("read bandwidth", machine.read_bandwidth)):
         yield row("scaling", name, {}, [limit(threads) / limit(1) for _ in range(3)], None)
-    watch = timing.Watch(partial(machine.pace, threads))
+    watch = timing.Watch(partial(machine.pace, machine.multiply_adds(threads)))
     for shape in shapes:
         calls = {str(n): call_of(shape, n) for n in (1, threads)}
         seconds = timing.in_turns(calls, rounds, min_time, watch)

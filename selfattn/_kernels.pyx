@@ -313,34 +313,23 @@ def silu(x not None, int num_threads=1):
 # ---- yardsticks ----
 
 
-def measure_peak(double seconds=0.2, bint bfloat16=False):
-    """GFLOP/s of multiply-adds on one thread, with the active instruction set: the best of rounds within `seconds`.
+def multiply_add(bint bfloat16=False, ptrdiff_t iterations=1000000):
+    """Multiply-adds on registers alone, with the active instruction set, for some milliseconds on this thread.
 
-    With `bfloat16`, of products of bfloat16, if this processor has them.
+    With `bfloat16`, products of bfloat16, if this processor has them. Returns the floating-point operations done.
     """
-    import time
     cdef const sa_kernels *kernels = product_kernels(bfloat16)
-    cdef double best = 0.0, flops
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        with nogil:
-            flops = kernels.peak_loop(1000000)
-        best = max(best, flops / (time.perf_counter() - begin) * 1e-9)
-    return best
+    cdef double flops
+    with nogil:
+        flops = kernels.peak_loop(iterations)
+    return flops
 
 
-def measure_read_bandwidth(ptrdiff_t nbytes=1 << 28, int rounds=5):
-    """GB/s of reading `nbytes` of memory on one thread: the best of `rounds`."""
-    import time
+def read_all(numbers not None):
+    """Reads a contiguous array of float32 on this thread; returns its bytes."""
     cdef const sa_kernels *kernels = sa_active()
-    cdef double best = 0.0
-    cdef ptrdiff_t n = nbytes // 4
-    data = np.ones(n, np.float32)
-    cdef void *begin_of = data_of(data)
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        with nogil:
-            kernels.read_loop(begin_of, n)
-        best = max(best, n * 4 / (time.perf_counter() - begin) * 1e-9)
-    return best
+    cdef const void *begin = data_of(numbers)
+    cdef ptrdiff_t n = numbers.size
+    with nogil:
+        kernels.read_loop(begin, n)
+    return 4.0 * n

@@ -45,7 +45,8 @@ SMALL = "1x2x16x8"
 def _quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("peak_gflops", "read_bandwidth"):
         monkeypatch.setattr(machine, name, lambda threads, seconds=0.1: 100.0 * threads)
-    monkeypatch.setattr(machine, "pace", lambda threads: 1.0)
+    monkeypatch.setattr(machine, "multiply_adds", lambda threads: lambda: 100e9 * threads)
+    monkeypatch.setattr(machine, "pace", lambda work: 1.0)
 
 
 # ---- threads ----
@@ -109,10 +110,11 @@ def test_a_row_below_its_bar_says_so() -> None:
 
 def test_growth_beside_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "one_call", lambda shape, threads: (0.25, 8.0))
-    options, watch = argparse.Namespace(threads=1, rounds=2, min_time=1e-3), timing.Watch(lambda: 1.0)
+    monkeypatch.setattr(timing, "in_turns", lambda *_: {"attention": [64e-6] * 3, "peak": [0.5, 0.9, 0.4]})
+    options, watch = argparse.Namespace(threads=1, rounds=3, min_time=1e-3), timing.Watch(lambda: 1.0)
     row = growth.measured("length", 1, 64, options, watch)
-    assert row["model_ns"] == pytest.approx(4 * 64 * 64 / 100)
-    assert row["ns"] > 0
+    assert row["model_ns"] == pytest.approx(4 * 64 * 64 / 200)  # half a second, one at 100 GFLOP/s
+    assert row["ns"] == pytest.approx(1000)
     assert row["mib"] == 0.25
     assert growth.shown(row).split()[:2] == ["1", "64"]
 

@@ -94,7 +94,7 @@ def test_decode(tmp_path):
         measured = row["contenders"]["selfattn"]
         rate = row["bytes"] / measured["median_seconds"] / 1e9
         assert measured["gigabytes_per_second"] == pytest.approx(rate)
-        assert len(row["read_gigabytes_per_second"]) == 2
+        assert len(row["read_gigabytes_per_second"]) == len(measured["round_seconds"])
     assert "1x4x2x20x8 q3 int8" in result.stdout
 
 
@@ -262,7 +262,7 @@ def test_an_encoder_in_bfloat16(model, tmp_path):
             {"onnxruntime": "it has no bfloat16 products"},
         )
         assert row["contenders"]["selfattn"]["max_error"] <= row["tolerance"]
-        assert len(row["bfloat16_peak_gflops"]) == 2
+        assert len(row["bfloat16_peak_gflops"]) == len(row["contenders"]["selfattn"]["round_seconds"])
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])

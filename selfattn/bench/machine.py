@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Barrier
 from typing import Any
+
+import numpy as np
 
 PACKAGES = ("numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino")
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
@@ -82,8 +84,6 @@ def numpy_blas() -> str | None:
         from threadpoolctl import threadpool_info
     except ImportError:
         return None
-    import numpy  # noqa: F401  loads its BLAS
-
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     return ", ".join(f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in pools)
 
@@ -99,44 +99,65 @@ def read_line(path: str) -> str | None:
     return read_text(path).strip() or None
 
 
-def peak_gflops(threads: int, seconds: float = 0.1, bfloat16: bool = False) -> float:
-    """What FMAs on registers alone reach on so many cores with the active instruction set, GFLOP/s.
-
-    With `bfloat16`, products of bfloat16 summed in float32; FMAs where the processor has no such products.
-    """
-    from selfattn import _kernels
-
-    return on_threads(threads, partial(_kernels.measure_peak, seconds, bfloat16))
+# ---- limits ----
 
 
-def pace(threads: int, rounds: int = 12) -> float:
-    """How fast so many threads do FMAs together until the last has done its rounds; a moment, in no unit.
+def multiply_adds(threads: int, bfloat16: bool = False, rounds: int = 12) -> Callable[[], float]:
+    """A call in which so many threads do FMAs on registers alone, milliseconds for each round.
 
-    Of all the time that passes, where `peak_gflops` takes the best: what is lost in between counts.
+    It lasts until the slowest is done, as any contender's, and returns the floating-point operations. With
+    `bfloat16`, products of bfloat16 summed in float32; FMAs where the processor has no such products.
     """
     from selfattn import _kernels
 
     def work() -> float:
-        return sum(_kernels.measure_peak(1e-4) > 0 for _ in range(rounds))  # each lasts for one round
+        return sum(_kernels.multiply_add(bfloat16) for _ in range(rounds))
 
-    start = time.perf_counter()
-    return on_threads(threads, work) / (time.perf_counter() - start)
+    return partial(on_threads, [work] * threads)
 
 
-def read_bandwidth(threads: int) -> float:
-    """How fast so many threads read memory that no cache holds, GB/s."""
+def reads(threads: int) -> Callable[[], float]:
+    """A call in which so many threads each read memory that no cache holds; it returns the bytes."""
     from selfattn import _kernels
 
-    return on_threads(threads, partial(_kernels.measure_read_bandwidth, READ_BYTES))
+    pieces = [np.ones(READ_BYTES // 4, np.float32) for _ in range(threads)]
+    return partial(on_threads, [partial(_kernels.read_all, piece) for piece in pieces])
 
 
-def on_threads(threads: int, measure: Callable[[], float]) -> float:
-    """The sum of what `measure`, which releases the GIL, returns on threads that start together."""
-    start = Barrier(threads)
+def pace(work: Callable[[], float]) -> float:
+    """What a call does in a second, in units of 10^9; of all the time that passes."""
+    start = time.perf_counter()
+    return work() / (time.perf_counter() - start) / 1e9
 
-    def together() -> float:
+
+def peak_gflops(threads: int, seconds: float = 0.1, bfloat16: bool = False) -> float:
+    """What FMAs, or products of bfloat16, reach on so many cores at their best moments, GFLOP/s."""
+    end = time.perf_counter() + seconds
+
+    def best() -> float:
+        work, fastest = multiply_adds(1, bfloat16, rounds=1), 0.0
+        while time.perf_counter() < end or not fastest:
+            fastest = max(fastest, pace(work))
+        return fastest
+
+    return on_threads([best] * threads)
+
+
+def read_bandwidth(threads: int, times: int = 5) -> float:
+    """How fast so many threads read memory that no cache holds, GB/s: the best of so many times."""
+    work = reads(threads)
+    return max(pace(work) for _ in range(times))
+
+
+def on_threads(works: Sequence[Callable[[], float]]) -> float:
+    """The sum of what all return, which release the GIL, on threads that start together."""
+    if len(works) == 1:
+        return works[0]()
+    start = Barrier(len(works))
+
+    def together(work: Callable[[], float]) -> float:
         start.wait()
-        return measure()
+        return work()
 
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(future.result() for future in [pool.submit(together) for _ in range(threads)])
+    with ThreadPoolExecutor(len(works)) as pool:
+        return sum(pool.map(together, works))

@@ -26,7 +26,7 @@ class Limit(NamedTuple):
     """What a kind of workload is measured against; names of fields in its results, and words."""
 
     work: str  # of one call
-    measured: str  # the limit itself, before and after the row
+    measured: str  # the limit itself, in every round of the row
     rate: str
     fraction: str
     unit: str
@@ -66,7 +66,7 @@ def compare(result: Result) -> Result:
     The ratio is that of the medians; its quartiles are over the rounds, each with its own neighbours.
     """
     limit = limit_of(result)
-    reachable = sum(result[limit.measured]) / len(result[limit.measured])
+    reachable = statistics.median(result[limit.measured])
     contenders = result["contenders"]
     for measured in contenders.values():
         measured[limit.rate] = result[limit.work] / measured["median_seconds"] / 1e9
@@ -157,9 +157,9 @@ def footnotes(results: Sequence[Result]) -> list[str]:
         place = f"{label(result)}, {result['threads']} thread(s)"
         notes.update({f"{place}: {name} is WRONG: {why}": None for name, why in result["refused"].items()})
         limit = limit_of(result)
-        before, after = result[limit.measured]
-        if abs(before - after) > 0.05 * max(before, after):
-            moved = f"the {limit.words} moved from {before:.0f} to {after:.0f} {limit.unit}"
+        low, high = np.percentile(result[limit.measured], (25, 75))
+        if high - low > 0.05 * high:
+            moved = f"the {limit.words} was between {low:.0f} and {high:.0f} {limit.unit}"
             notes[f"{place}: {moved}, run it again"] = None
         notes.update({f"{place}: {words}": None for words in disturbed(result)})
     return list(notes)

@@ -21,6 +21,7 @@ from selfattn.bench.timing import (
     WrongResultError,
     choose,
     interleave,
+    rough_seconds,
     summarize,
     wait_until_idle,
 )
@@ -81,7 +82,8 @@ def run(options: Namespace) -> list[str]:
     warn(document["machine"])
     for threads in options.threads:
         print(f"\n{limits(document, threads, options.precision)}")
-        watch = Watch(partial(machine.pace, threads), patience=0 if options.smoke else PATIENCE)
+        speed = partial(machine.pace, machine.multiply_adds(threads))
+        watch = Watch(speed, patience=0 if options.smoke else PATIENCE)
         for suite in options.suites:
             of_suite = [workload for workload in workloads if workload.kind == suite]
             run_suite(suite, of_suite, threads, options, document["results"], watch)
@@ -207,7 +209,7 @@ def run_suite(
 
 
 def measure(workload: Any, names: list[str], threads: int, options: Namespace, watch: Watch) -> report.Result:
-    """One row: verify and choose, then time between two measurements of the limit."""
+    """One row: verify and choose, then time, and the limit as if it were one of them."""
     choices: dict[str, Choice] = {}
     absent: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -222,16 +224,17 @@ def measure(workload: Any, names: list[str], threads: int, options: Namespace, w
         except WrongResultError as error:
             refused[name] = str(error)
     limit = report.limit_for(workload.kind, getattr(workload, "precision", "float32"))
-    before = watch.undisturbed(partial(measured_limit, limit, threads))
-    seconds = interleave(choices, options.rounds, options.min_time, watch)
-    after = watch.undisturbed(partial(measured_limit, limit, threads))
+    work = limit_work(limit, threads)
+    done = work()
+    yardstick = {limit.measured: Choice("", work, 0.0, rough_seconds(work, options.min_time), {})}
+    seconds = interleave(choices | yardstick, options.rounds, options.min_time, watch)
     result = {
         "kind": workload.kind,
         "shape": workload.name,
         "threads": threads,
         "flops": workload.flops,
         "tolerance": workload.tolerance,
-        limit.measured: [before, after],
+        limit.measured: [done / each / 1e9 for each in seconds[limit.measured]],
         "contenders": {name: describe(choices[name]) | summarize(seconds[name]) for name in choices},
         **watch.counts(),
         "absent": absent,
@@ -245,7 +248,15 @@ def describe(choice: Choice) -> dict[str, Any]:
     return {"variant": choice.variant, "max_error": choice.error, "rejected_variants": choice.rejected}
 
 
+def limit_work(limit: report.Limit, threads: int) -> Callable[[], float]:
+    """A call that does nothing but what the limit is about, and returns how much."""
+    if limit is report.READ:
+        return machine.reads(threads)
+    return machine.multiply_adds(threads, limit is report.BFLOAT16_PEAK)
+
+
 def measured_limit(limit: report.Limit, threads: int) -> float:
+    """At its best."""
     wait_until_idle()
     if limit is report.READ:
         return machine.read_bandwidth(threads)
