@@ -148,7 +148,7 @@ def against_torch(seconds: dict[str, list[float]]) -> dict[str, Any]:
     if "torch" not in seconds:
         return {}
     ratios = [t / s for t, s in zip(seconds["torch"], seconds["selfattn"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"torch_over_ours": middle, "quartiles": [low, high]}
 
 

@@ -13,6 +13,7 @@ enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain o
 #include "stage.inc.h"
 #include "lanes.inc.h"
 #include "mask.inc.h"
+#include "seen.inc.h"
 #include "dropout.inc.h"
 #include "few.inc.h"
 #include "few_values.inc.h"
@@ -36,6 +37,7 @@ static int find_keys(const struct sa_attention *a, const struct sa_tile *t, cons
     b->last = smaller(key0 + SA_KEY_BLOCK, p->max_last);
     b->biased = load_bias(a, t, p->row0, p->rows, p->nv, &b->first, &b->last, b->bias);
     b->ranged = b->first < p->max_first || b->last > p->min_last;
+    b->partly_seen = partly_seen(p, b);
     return b->first < b->last && b->biased != ALL_MASKED;
 }
 
@@ -62,8 +64,8 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
         int staged = needs_staging(a), wanted = !staged || !b->values.done;
         ptrdiff_t next = b->first + (staged ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
         struct ahead ahead[2] = {rows_ahead(a, &b->keys, next, wanted), rows_ahead(a, &b->values, b->first, wanted)};
-        multiply_long(p->nv, 0, b->last - b->first, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, p->width,
-                      scores, done ? b->max : NULL, ahead);
+        multiply_keys(p, b, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, scores, done ? b->max : NULL,
+                      ahead);
     }
     if (!done) finish_scores(a, t, p, scaling, b);
     return 1;
@@ -163,15 +165,13 @@ static void fetched_next(struct block *b, ptrdiff_t rows)
 static void add_values(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct block *b,
                        real *rescale)
 {
-    ptrdiff_t keys = steps(b->last - b->first);
     struct operand rows = staged_rows(a, t, &b->values, b->first, b->last), values = {rows.data, rows.col, rows.row};
     struct panel outputs = {p->span.outputs, p->width};
-    if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, keys))
+    if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, steps(b->last - b->first)))
         add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach other lanes */
-    else if (p->span.empty)
-        multiply_store(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, NULL, b->next);
     else
-        multiply_rescale(p->nv, a->value_dim, keys, values, b->scores, p->width, outputs, rescale, b->next);
+        multiply_values(p->span.empty ? multiply_store : multiply_rescale, p, b, a->value_dim, values, b->scores,
+                        p->width, outputs, rescale, b->next);
     if (b->next_rows > 0) fetched_next(b, a->value_dim);
 }
 

@@ -203,8 +203,7 @@ static int slopes_of(const struct sa_attention *a, const struct sa_tile *t, stru
     weigh_by_lse(g, b, scaling.c);
     struct panel slopes = {w->slopes + index * PANEL_LANES, ROW_STRIDE};
     struct operand values = staged_rows(a, t, &b->values, b->first, b->last);
-    multiply_long(g->lanes.nv, 0, b->last - b->first, a->value_dim, SCORE_CHAIN, values, g->grad_out, g->lanes.width,
-                  slopes, NULL, NULL);
+    multiply_keys(&g->lanes, b, a->value_dim, SCORE_CHAIN, values, g->grad_out, slopes, NULL, NULL);
     slope_block(a, t, g, b, slopes.data);
     if (t->alibi_slopes && t->grad_alibi) add_alibi_gradient(g, b, slopes.data);
     return 1;
@@ -239,52 +238,13 @@ static void add_query_gradient(const struct sa_attention *a, const struct sa_til
     struct panel sums = {g->grad_query, g->lanes.width};
     if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(keys, a->head_dim, count))
         add_visible_keys(g, b, keys, a->head_dim, slopes);
-    else if (g->empty)
-        multiply_store(g->lanes.nv, a->head_dim, count, keys, slopes, ROW_STRIDE, sums, NULL, NULL);
     else
-        multiply_add(g->lanes.nv, a->head_dim, count, keys, slopes, ROW_STRIDE, sums, NULL, NULL);
+        multiply_values(g->empty ? multiply_store : multiply_add, &g->lanes, b, a->head_dim, keys, slopes, ROW_STRIDE,
+                        sums, NULL, NULL);
     g->empty = 0;
 }
 
-/* ---- pass 5 ---- */
-
-/* The same sums, without the rows that do not see a key. */
-static void sum_visible_rows(const struct gradient_work *w, const real *factors, const real *rows, ptrdiff_t stride,
-                             ptrdiff_t count, ptrdiff_t keys, ptrdiff_t columns)
-{
-    for (ptrdiff_t k = 0; k < keys; ++k)
-        for (ptrdiff_t d = 0; d < columns; d += LANES) {
-            vreal sum = vsplat(0.0f);
-            for (ptrdiff_t i = 0; i < count; ++i)
-                if (!is_hidden(vsplat(w->weights[k * ROW_STRIDE + i]))[0])
-                    sum = vfma(vsplat(factors[k * ROW_STRIDE + i]), vload(rows + i * stride + d), sum);
-            vstore(w->sums + k * whole_vectors(columns) + d, sum);
-        }
-}
-
-/* to[key, :] += sum over the tile's rows of factors[key, row] * rows[row, :], for the keys staged in the block. */
-static void add_key_gradient(const struct sa_tile *t, const struct gradient_work *w, const real *factors,
-                             const real *rows, ptrdiff_t dim, int finite, const struct sa_array *array, char *to)
-{
-    ptrdiff_t first = w->block.keys.first, keys = w->block.keys.last - first, stride = whole_vectors(dim);
-    struct operand a = {(const char *)factors, ROW_STRIDE * (ptrdiff_t)sizeof(real), sizeof(real)};
-    for (ptrdiff_t column = 0; column < dim; column += PANEL_LANES) {
-        ptrdiff_t columns = smaller(PANEL_LANES, dim - column), width = whole_vectors(columns);
-        struct panel sums = {w->sums, width};
-        if (finite)
-            multiply_store((int)(width / LANES), keys, t->rows, a, rows + column, stride, sums, NULL, NULL);
-        else
-            sum_visible_rows(w, factors, rows + column, stride, t->rows, keys, columns);
-        for (ptrdiff_t k = 0; k < keys; ++k) {
-            real *row = (real *)(to + (first + k) * array->row) + column;
-            ptrdiff_t i = 0;
-            for (; i + LANES <= columns; i += LANES)
-                vstore(row + i, vload(row + i) + vload(w->sums + k * width + i));
-            for (; i < columns; ++i)
-                row[i] += w->sums[k * width + i];
-        }
-    }
-}
+#include "backward_keys.inc.h"
 
 /* ---- the bias, in a pass of its own: what it is broadcast over is summed in order ---- */
 

@@ -55,6 +55,7 @@ struct block {
     real max[PANEL_LANES]; /* of the scores */
     int ranged;            /* some lane's range begins or ends inside the block: */
     integer begin[PANEL_LANES], end[PANEL_LANES];
+    int partly_seen; /* so much that it pays to leave out what a vector does not see (seen.inc.h) */
     enum biased biased;
     struct staged keys, values;
     struct ahead next[2]; /* queries and outputs of the next tile, to be fetched with the next values: */

@@ -145,6 +145,9 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
     else if (MAX_NV > 2)                                                                                               \
     function(MAX_NV > 2 ? 4 : 1, __VA_ARGS__)
 
+typedef void multiply(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,
+                      struct panel c, real *lanes, const struct ahead ahead[2]);
+
 /* TILE_RESCALE reads `lanes`, the MAX modes write the maximum of each lane there. */
 #define SA_MULTIPLY(name, mode)                                                                                        \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,     \

@@ -101,7 +101,7 @@ def test_on_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_below_its_bar_says_so() -> None:
     row = threads.row("scaling", "1x1", {"ms, 1 thread": 2.0}, [0.7, 0.8, 0.9], 0.9)
     assert row["ratio"] == 0.8
-    assert threads.shown(row).endswith("0.80 ±0.10  at least 0.90  BELOW")
+    assert threads.shown(row).endswith("0.80 ±0.05  at least 0.90  BELOW")
     assert "BELOW" not in threads.shown(row | {"bar": 0.8})
 
 
@@ -201,7 +201,7 @@ def test_instruction_sets_take_turns(two_isas: tuple[str, ...]) -> None:
 def test_the_second_instruction_set_below_its_bar_says_so() -> None:
     row = isa.row("1x2x3x4", 2, {"fast": [2e-3, 2e-3, 2e-3], "slow": [4e-3, 4e-3, 5e-3]}, 0.95)
     assert row["ms"] == {"fast": 2.0, "slow": 4.0}
-    assert isa.shown(row).endswith("0.50 ±0.05  at least 0.95  BELOW")
+    assert isa.shown(row).endswith("0.50 ±0.02  at least 0.95  BELOW")
     assert "at least" not in isa.shown(row | {"bar": None})
 
 

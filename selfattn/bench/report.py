@@ -167,7 +167,7 @@ def footnotes(results: Sequence[Result]) -> list[str]:
 
 def over_rounds(ratios: Iterable[float]) -> Result:
     """The median of a ratio over the rounds, and its quartiles."""
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"ratio": middle, "quartiles": [low, high]}
 
 
