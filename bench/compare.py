@@ -134,7 +134,9 @@ def compared(name: str, counts: Pair, pairs: list[tuple[float, float]]) -> dict[
         ratios = [b / a for a, b in pairs]
         row["milliseconds"] = [1e3 * statistics.median(side) for side in zip(*pairs, strict=True)]
         row["time_ratio"] = statistics.median(ratios)
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else [ratios[0]] * 3
+        if len(ratios) == 1:
+            ratios *= 2
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
         row["time_quartiles"] = [low, high]
     return row
 
