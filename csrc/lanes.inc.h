@@ -20,6 +20,7 @@ struct lanes {
     ptrdiff_t first[PANEL_LANES], last[PANEL_LANES]; /* lane i sees the keys first[i] <= key < last[i] */
     ptrdiff_t position[PANEL_LANES];                 /* where its query stands among the keys */
     ptrdiff_t min_first, max_first, min_last, max_last;
+    ptrdiff_t seen_first[MAX_NV], seen_last[MAX_NV]; /* what some lane of a vector sees */
 };
 
 /* Scores times `units` are natural logits; `c` turns scores into powers of two. */
@@ -65,9 +66,8 @@ struct block {
 /* Which keys each lane may see, before mask and bias, by its position. Lanes without a row see what the last row sees. */
 static void set_lane_ranges(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    ptrdiff_t group = a->num_heads / a->num_kv_heads, query = p->row0 / group, head = p->row0 % group;
     for (int i = 0; i < p->width; ++i) {
-        ptrdiff_t query = (p->row0 + smaller(i, p->rows - 1)) / group;
         ptrdiff_t position = a->positions ? (ptrdiff_t)a->positions[query] : query + t->position0;
         ptrdiff_t last = t->valid_keys;
         if (a->causal) last = smaller(last, position + 1);
@@ -75,10 +75,29 @@ static void set_lane_ranges(const struct sa_attention *a, const struct sa_tile *
         p->position[i] = position;
         p->first[i] = a->left.bounded ? larger(0, position - a->left.size) : 0;
         p->last[i] = larger(0, last);
-        p->min_first = i ? smaller(p->min_first, p->first[i]) : p->first[i];
-        p->max_first = i ? larger(p->max_first, p->first[i]) : p->first[i];
-        p->min_last = i ? smaller(p->min_last, p->last[i]) : p->last[i];
-        p->max_last = i ? larger(p->max_last, p->last[i]) : p->last[i];
+        if (i + 1 < p->rows && ++head == group) head = 0, ++query;
+    }
+}
+
+/* The ranges of the lanes, together. */
+static void join_ranges(struct lanes *p)
+{
+    p->min_first = p->min_last = PTRDIFF_MAX;
+    p->max_first = p->max_last = 0;
+    for (int v = 0; v < p->nv; ++v) {
+        ptrdiff_t min_first = PTRDIFF_MAX, max_first = 0, min_last = PTRDIFF_MAX, max_last = 0;
+        for (int i = v * LANES; i < (v + 1) * LANES; ++i) {
+            min_first = smaller(min_first, p->first[i]);
+            max_first = larger(max_first, p->first[i]);
+            min_last = smaller(min_last, p->last[i]);
+            max_last = larger(max_last, p->last[i]);
+        }
+        p->seen_first[v] = min_first;
+        p->seen_last[v] = max_last;
+        p->min_first = smaller(p->min_first, min_first);
+        p->max_first = larger(p->max_first, max_first);
+        p->min_last = smaller(p->min_last, min_last);
+        p->max_last = larger(p->max_last, max_last);
     }
 }
 
@@ -86,6 +105,7 @@ static void set_ranges(const struct sa_attention *a, const struct sa_tile *t, st
 {
     if (a->causal || a->left.bounded || a->right.bounded || a->alibi_slopes) {
         set_lane_ranges(a, t, p);
+        join_ranges(p);
         return;
     }
     for (int i = 0; i < p->width; ++i) { /* positions do not matter: all lanes see the same */

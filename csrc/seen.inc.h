@@ -7,14 +7,8 @@
 /* The keys that some lane of a vector may see, of a block; from a step's first key on. */
 static void seen_keys(const struct lanes *p, const struct block *b, int v, ptrdiff_t *first, ptrdiff_t *last)
 {
-    *first = b->last;
-    *last = b->first;
-    for (int i = v * LANES; i < (v + 1) * LANES; ++i) {
-        *first = smaller(*first, p->first[i]);
-        *last = larger(*last, p->last[i]);
-    }
-    *first = larger(b->first, *first / TERMS * TERMS);
-    *last = larger(*first, smaller(b->last, *last));
+    *first = smaller(b->last, larger(b->first, p->seen_first[v] / TERMS * TERMS));
+    *last = larger(*first, smaller(b->last, p->seen_last[v]));
 }
 
 /* From a key on, as far as the same vectors see the next one: where that ends, and which those are, from .. to - 1. */
