@@ -32,10 +32,18 @@ def attention(*sizes: int, kv_heads: int | None = None, queries: int | None = No
     return lambda: selfattn.attention(*arrays, num_threads=1, **options)
 
 
-def encoder(batch: int, length: int) -> Call:
-    """One layer of MiniLM's sizes, on random weights."""
+def gradients(*sizes: int, **options: Any) -> Call:
     rng = np.random.default_rng(0)
-    model = selfattn.Encoder([selfattn.EncoderLayer.initialize(384, 12, 1536, rng=rng)])
+    grad, *arrays = (rng.standard_normal(sizes, dtype=np.float32) for _ in range(4))
+    out, lse = selfattn.attention(*arrays, return_lse=True, **options)
+    return lambda: selfattn.attention_backward(grad, *arrays, out, lse, num_threads=1, **options)
+
+
+def encoder(batch: int, length: int, layers: int = 1) -> Call:
+    """Layers of MiniLM's sizes, on random weights: one in the cache, or all six in memory."""
+    rng = np.random.default_rng(0)
+    of_minilm = (selfattn.EncoderLayer.initialize(384, 12, 1536, rng=rng) for _ in range(layers))
+    model = selfattn.Encoder([*of_minilm])
     x = rng.standard_normal((batch, length, 384), dtype=np.float32)
     return lambda: model(x, num_threads=1)
 
@@ -46,10 +54,18 @@ CALLS: dict[str, Callable[[], Call]] = {
     "attention-1x4x128x64": lambda: attention(1, 4, 128, 64),
     "attention-1x1x512x64": lambda: attention(1, 1, 512, 64),
     "attention-1x1x256x128": lambda: attention(1, 1, 256, 128),
+    "attention-8x12x128x64": lambda: attention(8, 12, 128, 64),
+    "causal-1x4x48x64": lambda: attention(1, 4, 48, 64, causal=True),
+    "causal-1x4x128x64": lambda: attention(1, 4, 128, 64, causal=True),
+    "causal-1x4x256x64": lambda: attention(1, 4, 256, 64, causal=True),
     "causal-1x1x512x64": lambda: attention(1, 1, 512, 64, causal=True),
+    "gradients-1x4x48x64": lambda: gradients(1, 4, 48, 64, causal=True),
+    "gradients-1x4x128x64": lambda: gradients(1, 4, 128, 64, causal=True),
     "decode-1x16x4x1024x64": lambda: attention(1, 16, 1024, 64, kv_heads=4, queries=1),
     "encoder-1x10": lambda: encoder(1, 10),
     "encoder-1x64": lambda: encoder(1, 64),
+    "layers-6x5": lambda: encoder(1, 5, layers=6),
+    "layers-6x10": lambda: encoder(1, 10, layers=6),
 }
 
 
