@@ -1,6 +1,7 @@
 """The benchmark frame itself: what it refuses, what it computes, in which order it measures."""
 
 from pathlib import Path
+from shutil import which
 from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
@@ -294,12 +295,31 @@ def test_provenance_has_a_commit_only_where_there_is_one() -> None:
 
 
 def test_the_commit_is_of_our_repository_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {"rev-parse": str(tmp_path), "describe": "0a1b"}
+    answers = {"rev-parse": str(tmp_path), "describe": "0a1b", "status": ""}
     monkeypatch.setattr(machine, "git", lambda command, *_, cwd: answers[command])
     assert machine.git_commit() is None  # somebody else's repository, with our wheel in its .venv
     (tmp_path / "selfattn" / "bench").mkdir(parents=True)
     (tmp_path / "selfattn" / "bench" / "machine.py").touch()
     assert machine.git_commit() == "0a1b"
+
+
+@pytest.mark.skipif(which("git") is None, reason="needs git")
+def test_a_run_does_not_change_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make bench-tables` measures one thing after the other."""
+    this = tmp_path / "selfattn" / "bench" / "machine.py"
+    results = tmp_path / "bench" / "results" / "operator.json"
+    for path in (this, results):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    as_us = ("-c", "user.name=selfattn", "-c", "user.email=selfattn@localhost")
+    for command in (("init", "-q"), ("add", "."), (*as_us, "commit", "-q", "-m", "all")):
+        assert machine.git(*command, cwd=tmp_path) is not None
+    monkeypatch.setattr(machine, "__file__", str(this))
+    clean = machine.git_commit()
+    results.write_text("{}")
+    assert machine.git_commit() == clean
+    this.write_text("changed")
+    assert machine.git_commit() == f"{clean}-dirty"
 
 
 def test_limits_are_the_sum_over_threads_that_run_together() -> None:

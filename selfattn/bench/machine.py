@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 PACKAGES = ("numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino")
+WRITTEN = ("bench/results", "docs", "README.md")  # by the benchmark itself
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 READ_BYTES = 256 << 20  # several times any last-level cache share of one thread
 
@@ -44,12 +45,17 @@ def describe() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit, with -dirty when files differ from it; None outside of our own repository."""
+    """The commit, with -dirty when files differ from it that a run does not write; None outside of our own
+    repository.
+    """
     this = Path(__file__).resolve()
     top = git("rev-parse", "--show-toplevel", cwd=this.parent)
     if top is None or not Path(top, *this.parts[-3:]).is_file():  # another project's, with us in its .venv
         return None
-    return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", cwd=this.parent)
+    commit = git("describe", "--always", "--abbrev=12", "--exclude=*", cwd=this.parent)
+    others = (":/", *(f":(top,exclude){path}" for path in WRITTEN))
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *others, cwd=this.parent)
+    return f"{commit}-dirty" if commit and changed else commit
 
 
 def git(*arguments: str, cwd: Path) -> str | None:

@@ -66,9 +66,7 @@ def compare(result: Result) -> Result:
     The ratio is that of the medians; its quartiles are over the rounds, each with its own neighbours.
     """
     limit = limit_of(result)
-    reachable = max(
-        result[limit.measured]
-    )  # in its best round: on a restless machine the median would flatter
+    reachable = max(result[limit.measured])  # the median of a restless machine would flatter
     contenders = result["contenders"]
     for measured in contenders.values():
         measured[limit.rate] = result[limit.work] / measured["median_seconds"] / 1e9
