@@ -119,9 +119,7 @@ def operator_result(shape: tuple[int, ...], causal: bool, threads: int, rounds: 
     if HAS_TORCH:
         calls["torch"] = torch_operator(shape, causal, threads)
         verify(both(), calls["torch"]())
-    multiply_adds = machine.multiply_adds(threads)
-    seconds = timing.in_turns(calls | {"peak": multiply_adds}, rounds, min_time)
-    peak = multiply_adds() / min(seconds["peak"]) / 1e9
+    seconds, peak = timing.beside_limit(machine.multiply_adds(threads), calls, rounds, min_time)
     batch, heads, length, head_dim = shape
     gflop = 4e-9 * batch * heads * length * length * head_dim
     result = {
@@ -148,8 +146,8 @@ def against_torch(seconds: dict[str, list[float]]) -> dict[str, Any]:
     if "torch" not in seconds:
         return {}
     ratios = [t / s for t, s in zip(seconds["torch"], seconds["selfattn"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {"torch_over_ours": middle, "quartiles": [low, high]}
+    over = report.over_rounds(ratios)
+    return {"torch_over_ours": over["ratio"], "quartiles": over["quartiles"]}
 
 
 def shown(result: dict[str, Any]) -> str:

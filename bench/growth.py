@@ -57,9 +57,10 @@ def repeated(
     out = np.empty_like(query)
     call = partial(selfattn.attention, query, key, value, out=out, num_threads=options.threads)
     multiply_adds = machine.multiply_adds(options.threads)
-    calls = {"attention": call, "peak": multiply_adds}
-    seconds = timing.in_turns(calls, options.rounds, options.min_time, watch)
-    return seconds["attention"], multiply_adds() / min(seconds["peak"]) / 1e9
+    seconds, peak = timing.beside_limit(
+        multiply_adds, {"attention": call}, options.rounds, options.min_time, watch
+    )
+    return seconds["attention"], peak
 
 
 def shown(row: dict[str, Any]) -> str:

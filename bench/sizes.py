@@ -81,10 +81,8 @@ def call_of(case: Case, threads: int) -> Callable[[], np.ndarray]:
 def result(case: Case, threads: int, rounds: int, min_time: float, watch: timing.Watch) -> dict[str, Any]:
     """Fractions of the peak of the case and of its neighbour; their ratio, the median over the rounds."""
     pair = {"case": case, "neighbour": case.neighbour} if case != case.neighbour else {"case": case}
-    multiply_adds = machine.multiply_adds(threads)
-    calls = {name: call_of(which, threads) for name, which in pair.items()} | {"peak": multiply_adds}
-    seconds = timing.in_turns(calls, rounds, min_time, watch)
-    peak = multiply_adds() / min(seconds["peak"]) / 1e9
+    calls = {name: call_of(which, threads) for name, which in pair.items()}
+    seconds, peak = timing.beside_limit(machine.multiply_adds(threads), calls, rounds, min_time, watch)
     rates = {name: [pair[name].flops / each / 1e9 for each in seconds[name]] for name in pair}
     row = {
         "head_dim": case.head_dim,

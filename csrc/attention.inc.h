@@ -156,9 +156,10 @@ static void pair_weights(const struct lanes *p, struct block *b)
 static void fetched_next(struct block *b, ptrdiff_t rows)
 {
     b->next_rows -= rows;
-    for (int i = 0; i < 2; ++i)
-        b->next[i] = (struct ahead){b->next[i].data + rows * b->next[i].row, b->next[i].row,
-                                    b->next_rows > 0 ? b->next[i].bytes : 0};
+    for (int i = 0; i < 2; ++i) {
+        b->next[i] = ahead_from(b->next[i], rows);
+        if (b->next_rows <= 0) b->next[i].bytes = 0;
+    }
 }
 
 /* outputs = outputs * rescale + this block's chain */

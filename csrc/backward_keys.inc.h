@@ -20,13 +20,15 @@ static void sum_seen_rows(const struct gradient_work *w, ptrdiff_t count, struct
                           ptrdiff_t stride, struct panel sums)
 {
     const struct block *b = &w->block;
-    const int nv = (int)(sums.stride / LANES), whole = w->count > 1 || !b->partly_seen;
+    const int nv = (int)(sums.stride / LANES);
     const ptrdiff_t first = b->keys.first, last = b->keys.last;
-    if (whole) multiply_store(nv, last - first, count, factors, rows, stride, sums, NULL, NULL);
-    for (ptrdiff_t key = first, end = last; !whole && key < last; key = end) {
-        int from = 0, to = 0;
-        end = key < b->first ? b->first : last;
-        if (key >= b->first && key < b->last) end = same_vectors(&w->panels[0].lanes, b, key, &from, &to);
+    if (w->count > 1 || !b->partly_seen) {
+        multiply_store(nv, last - first, count, factors, rows, stride, sums, NULL, NULL);
+        return;
+    }
+    for (ptrdiff_t key = first, end; key < last; key = end) {
+        int from = 0, to = 0; /* as before the first key and after the last that are seen */
+        end = key < b->last ? same_vectors(&w->panels[0].lanes, b, key, &from, &to) : last;
         ptrdiff_t at = key - first, row = from * LANES, some = larger(0, smaller(count, to * LANES) - row);
         struct operand these = {factors.data + at * factors.row + row * factors.col, factors.row, factors.col};
         multiply_store(nv, end - key, some, these, rows + row * stride, stride,

@@ -44,8 +44,7 @@ static void multiply_keys(const struct lanes *p, const struct block *b, ptrdiff_
         struct operand these = {rows.data + row * rows.row, rows.row, rows.col};
         struct ahead of_these[2] = {{NULL, 0, 0}, {NULL, 0, 0}};
         for (int i = 0; ahead && i < 2; ++i)
-            if (ahead[i].data)
-                of_these[i] = (struct ahead){ahead[i].data + row * ahead[i].row, ahead[i].row, ahead[i].bytes};
+            of_these[i] = ahead_from(ahead[i], row);
         end = same_vectors(p, b, key, &from, &to);
         if (from < to)
             multiply_long(to - from, 0, end - key, depth, chain, these, panel + from * LANES, p->width,

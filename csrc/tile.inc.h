@@ -96,6 +96,13 @@ struct ahead {
     ptrdiff_t row, bytes; /* from row to row; of one row, 0 if there is nothing to fetch */
 };
 
+/* From a row on; nothing stays nothing. */
+static struct ahead ahead_from(struct ahead ahead, ptrdiff_t row)
+{
+    if (ahead.data) ahead.data += row * ahead.row;
+    return ahead;
+}
+
 INLINE void fetch_ahead(const struct ahead *ahead, ptrdiff_t first, int rows)
 {
     for (int i = 0; i < rows; ++i)

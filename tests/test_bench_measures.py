@@ -110,7 +110,7 @@ def test_a_row_below_its_bar_says_so() -> None:
 
 def test_growth_beside_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "one_call", lambda shape, threads: (0.25, 8.0))
-    monkeypatch.setattr(timing, "in_turns", lambda *_: {"attention": [64e-6] * 3, "peak": [0.6, 0.9, 0.5]})
+    monkeypatch.setattr(timing, "in_turns", lambda *_: {"attention": [64e-6] * 3, "limit": [0.6, 0.9, 0.5]})
     options, watch = argparse.Namespace(threads=1, rounds=3, min_time=1e-3), timing.Watch(lambda: 1.0)
     row = growth.measured("length", 1, 64, options, watch)
     assert row["model_ns"] == pytest.approx(4 * 64 * 64 / 200)  # half a second, one at 100 GFLOP/s

@@ -183,6 +183,21 @@ def in_turns(
     return interleave(choices, rounds, min_time, watch)
 
 
+def beside_limit(
+    work: Callable[[], float],
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    min_time: float,
+    watch: Watch | None = None,
+) -> tuple[dict[str, list[float]], float]:
+    """`in_turns` of the calls, and the pace of `work` in its best round among them, in units of 10^9.
+
+    work: returns how much it did, as `machine.multiply_adds`.
+    """
+    seconds = in_turns({**calls, "limit": work}, rounds, min_time, watch)
+    return seconds, work() / min(seconds.pop("limit")) / 1e9
+
+
 def summarize(seconds: Sequence[float]) -> dict[str, Any]:
     """Median and quartiles over the rounds; `spread` is the interquartile range over the median."""
     low, median, high = (float(x) for x in np.percentile(seconds, (25, 50, 75)))
