@@ -182,8 +182,8 @@ static void softmax_few(ptrdiff_t rows, real c, struct few_rows *f, struct state
     real max[LANES], sums[LANES] = {0};
     vstore(max, few_max(f, rows));
     vreal new = raise_max(max, c, s->max, rescale);
-    for (ptrdiff_t r = 0; r < rows; ++r)
-        sums[r] = few_weights(f, r, new[r], c);
+    vstore(max, new);
+    few_weights(f, rows, max, c, sums);
     vstore(s->sum, vfma(vload(s->sum), vload(rescale), vload(sums)));
 }
 

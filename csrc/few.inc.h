@@ -4,7 +4,7 @@
  * same chain as in tile.inc.h, so the bits are the same. Keys and values are read once, in their own type wherever they
  * lie: what is widened, or scaled, is so in registers. */
 
-enum { FEW_ROWS = 8, FEW_STRIDE = SA_KEY_BLOCK, FETCH_AHEAD = 16384 };
+enum { FEW_ROWS = 8, FEW_STRIDE = SA_KEY_BLOCK, FETCH_AHEAD = 24576, CACHED_BYTES = 1 << 21 };
 
 /* The rows of a block in the order in which they are read: its keys, its values, and the keys that come next. */
 struct few_rows {
@@ -13,6 +13,7 @@ struct few_rows {
     real key_scales[SA_KEY_BLOCK], value_scales[SA_KEY_BLOCK]; /* of int8 */
     real scores[FEW_ROWS * FEW_STRIDE];                        /* row by row; then weights */
     ptrdiff_t n, ahead, fetched, count, bytes;                 /* rows fetched, of so many, of so many bytes */
+    int from_memory;                                           /* too many for the caches */
 };
 
 /* Is the panel one of few rows, whose keys and values are contiguous? */
@@ -72,6 +73,7 @@ static void set_few_rows(const struct sa_attention *a, const struct sa_tile *t, 
     f->n = n;
     f->bytes = larger(a->head_dim, a->value_dim) * width;
     f->ahead = larger(LANES, smaller(SA_KEY_BLOCK, FETCH_AHEAD / larger(1, f->bytes)));
+    f->from_memory = 2 * f->bytes * a->kv_len * a->num_kv_heads * a->items > CACHED_BYTES;
     f->keys = f->rows;
     f->values = f->rows + padded;
     set_row_addresses(a, t, &b->keys, b->first, n, f->keys);
@@ -87,10 +89,32 @@ static void set_few_rows(const struct sa_attention *a, const struct sa_tile *t, 
     set_scales(&b->values, b->first, n, n, f->value_scales);
 }
 
-/* Fetches the rows up to `row`: in the order of memory, as the hardware's prefetchers expect it. */
+/* The rows up to `end` are fetched, and again those a third and two thirds nearer: the processor drops what it has no room
+ * for while many lines are on their way from memory, and each that is missing costs a whole latency. */
+static __attribute__((noinline)) void fetch_again(struct few_rows *f, ptrdiff_t end)
+{
+    const ptrdiff_t bytes = f->bytes, third = f->ahead / 3;
+    for (; f->fetched < end; ++f->fetched) {
+        const char *const *rows = f->rows + f->fetched;
+        const char *first = rows[0], *second = rows[-third], *last = rows[-2 * third];
+        for (ptrdiff_t at = 0; at < bytes; at += 64) {
+            __builtin_prefetch(first + at, 0, 2);
+            __builtin_prefetch(second + at, 0, 2);
+            __builtin_prefetch(last + at, 0, 2);
+        }
+    }
+}
+
+/* Fetches the rows up to `row`, in the order of memory. */
 INLINE void fetch_to(struct few_rows *f, ptrdiff_t row)
 {
-    for (; f->fetched < smaller(row, f->count); ++f->fetched)
+    const ptrdiff_t end = smaller(row, f->count);
+    if (f->fetched >= end) return;
+    if (f->from_memory) {
+        fetch_again(f, end);
+        return;
+    }
+    for (; f->fetched < end; ++f->fetched)
         for (ptrdiff_t at = 0; at < f->bytes; at += 64)
             __builtin_prefetch(f->rows[f->fetched] + at, 0, 2);
 }
@@ -174,7 +198,7 @@ INLINE void few_scores_tile(const enum sa_dtype dtype, const int count, const in
 {
     const int step = PACKED(dtype) * LANES;
     vreal chain[FEW_ROWS * 4], sums[FEW_ROWS * 4], scale[4];
-    ptrdiff_t from = first + f->ahead;
+    ptrdiff_t part = vectors * LANES * step * 256 / larger(1, dim), from = (first + f->ahead) * 256;
 #pragma GCC unroll 32
     for (int i = 0; i < count * vectors; ++i)
         chain[i] = sums[i] = vsplat(0.0f);
@@ -189,7 +213,7 @@ INLINE void few_scores_tile(const enum sa_dtype dtype, const int count, const in
             else
                 few_scores_rest(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
         }
-        fetch_to(f, from + vectors * LANES * (d + step) / dim);
+        fetch_to(f, (from += part) / 256);
         if ((d + step) % SCORE_CHAIN == 0 || d + step >= dim) {
 #pragma GCC unroll 32
             for (int i = 0; i < count * vectors; ++i) {
@@ -285,16 +309,37 @@ static vreal few_max(const struct few_rows *f, ptrdiff_t rows)
     return tile[0];
 }
 
-/* The scores of a row become weights; returns their sum, of every other key and of the others. */
-static real few_weights(struct few_rows *f, ptrdiff_t row, real max, real c)
+/* The sums of the rows' weights: of every other key and of the others in the two lanes, the rows side by side, as each
+ * addition waits for the one before it. */
+INLINE void few_sums_of(const int count, const struct few_rows *f, real *sums)
 {
-    real *at = f->scores + row * FEW_STRIDE, sum = 0.0f, other = 0.0f;
-    for (ptrdiff_t k = 0; k < f->n; k += LANES)
-        vstore(at + k, vexp2((vload(at + k) - vsplat(max)) * vsplat(c)));
-    for (ptrdiff_t k = 0; k + 1 < f->n; k += 2) {
-        sum += at[k];
-        other += at[k + 1];
+    vtwo both[FEW_ROWS] = {{0}};
+    const real *at = f->scores;
+    for (ptrdiff_t k = 0; k + 1 < f->n; k += 2, at += 2)
+#pragma GCC unroll 8
+        for (int r = 0; r < count; ++r)
+            both[r] += *(const vtwo *)(at + r * FEW_STRIDE);
+#pragma GCC unroll 8
+    for (int r = 0; r < count; ++r) {
+        if (f->n % 2) both[r][0] += at[r * FEW_STRIDE];
+        sums[r] = both[r][0] + both[r][1];
     }
-    if (f->n % 2) sum += at[f->n - 1];
-    return sum + other;
+}
+
+/* The scores of the rows become weights; sums receives their sums. */
+static void few_weights(struct few_rows *f, ptrdiff_t rows, const real *max, real c, real *sums)
+{
+    for (ptrdiff_t r = 0; r < rows; ++r)
+        for (ptrdiff_t k = 0; k < f->n; k += LANES) {
+            real *at = f->scores + r * FEW_STRIDE + k;
+            vstore(at, vexp2((vload(at) - vsplat(max[r])) * vsplat(c)));
+        }
+    if (rows == 1)
+        few_sums_of(1, f, sums);
+    else if (rows == 2)
+        few_sums_of(2, f, sums);
+    else if (rows <= 4 || LANES < 8)
+        few_sums_of(LANES < 4 ? LANES : 4, f, sums);
+    else
+        few_sums_of(LANES < 8 ? 4 : 8, f, sums);
 }

@@ -24,6 +24,7 @@ typedef real vreal_any SA_VECTOR(1); /* in memory */
 typedef integer vint SA_VECTOR(4);
 typedef bits vbits SA_VECTOR(4);
 typedef double vdouble SA_VECTOR(8);
+typedef real vtwo __attribute__((vector_size(2 * sizeof(real)), aligned(sizeof(real)), may_alias)); /* neighbours */
 typedef real scalar_any __attribute__((aligned(1), may_alias)); /* a number at any address */
 typedef bits bits_any __attribute__((aligned(1), may_alias));
 typedef float float_any __attribute__((aligned(1), may_alias));
