@@ -12,6 +12,33 @@ struct few_sums {
     ptrdiff_t dim;
 };
 
+/* The numbers of the v-th vector. Those of two vectors in bfloat16 lie in one, and are widened where they lie: the even
+ * ones are one vector, the odd ones the other. */
+INLINE vreal few_value(const enum sa_dtype dtype, const int apart, const char *row, const int v)
+{
+    if (apart) return few_unpack(dtype, vload((const real *)(row + v / 2 * SA_VECTOR_BYTES)), v % 2);
+    return load_whole(row + v * LANES * WIDTH_OF(dtype), dtype);
+}
+
+/* Sums of numbers in order become those of the even and the odd ones; or back. */
+#ifdef SA_FLOAT64_KERNELS
+#define few_part(count, vectors, back, sum) ((void)0) /* of bfloat16 only */
+#else
+INLINE void few_part(const int count, const int vectors, const int back, vreal *sum)
+{
+#pragma GCC unroll 4
+    for (int v = 0; v + 1 < vectors; v += 2)
+#pragma GCC unroll 8
+        for (int r = 0; r < count; ++r) {
+            vreal *even = sum + v * count + r, *odd = even + count;
+            if (back)
+                vjoin(even, odd);
+            else
+                vpart(even, odd);
+        }
+}
+#endif
+
 /* The keys first .. last - 1 of a block for `count` rows and `vectors` vectors of dimensions from d on: the chain goes
  * on, and with the last key it is added to the outputs. */
 INLINE void few_values_tile(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
@@ -21,12 +48,13 @@ INLINE void few_values_tile(const enum sa_dtype dtype, const int count, const in
     vreal sum[FEW_ROWS * 8];
     ptrdiff_t dims = smaller(vectors * LANES, s->dim - d), part = dims * 256 / s->dim;
     ptrdiff_t from = ((f->values - f->rows) + f->ahead + first) * 256 + (last - first) * d * 256 / s->dim;
-    const int whole = vectors > 1 || dims == LANES;
+    const int whole = vectors > 1 || dims == LANES, apart = dtype == SA_BFLOAT16 && vectors % 2 == 0;
 #pragma GCC unroll 64
     for (int i = 0; i < count * vectors; ++i) {
         const real *at = s->chain + i % count * s->dim + d + i / count * LANES;
         sum[i] = first == 0 ? vsplat(0.0f) : whole ? vload(at) : vload_first(at, dims);
     }
+    if (apart && first) few_part(count, vectors, 0, sum);
     for (ptrdiff_t k = first; k < last; ++k, from += part) {
         const char *row = f->values[k] + d * width, some[SA_VECTOR_BYTES] = {0};
         const real *weight = f->scores + k;
@@ -34,13 +62,14 @@ INLINE void few_values_tile(const enum sa_dtype dtype, const int count, const in
         if (!whole) row = memcpy((char *)some, row, (size_t)(dims * width));
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
-            vreal value = load_whole(row + v * LANES * width, dtype);
+            vreal value = few_value(dtype, apart, row, v);
             if (dtype == SA_INT8) value *= vsplat(f->value_scales[k]);
 #pragma GCC unroll 8
             for (int r = 0; r < count; ++r)
                 sum[v * count + r] = vfma(value, vsplat(weight[r * FEW_STRIDE]), sum[v * count + r]);
         }
     }
+    if (apart) few_part(count, vectors, 1, sum);
 #pragma GCC unroll 64
     for (int i = 0; i < count * vectors; ++i) {
         ptrdiff_t r = i % count, at = r * s->dim + d + i / count * LANES;

@@ -90,3 +90,31 @@ INLINE vhalf narrow_float16(vreal x)
     return __builtin_convertvector((h & 0x7fff) | (b >> 16 & 0x8000), vhalf);
 }
 #endif
+
+/* Two vectors of numbers in order become the even ones and the odd ones; and back. */
+#if SA_VECTOR_BYTES == 64
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define FIRST 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define SECOND 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif SA_VECTOR_BYTES == 32
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define FIRST 0, 8, 1, 9, 2, 10, 3, 11
+#define SECOND 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#define FIRST 0, 4, 1, 5
+#define SECOND 2, 6, 3, 7
+#endif
+INLINE void vpart(vreal *a, vreal *b)
+{
+    vreal even = __builtin_shufflevector(*a, *b, EVEN), odd = __builtin_shufflevector(*a, *b, ODD);
+    *a = even, *b = odd;
+}
+INLINE void vjoin(vreal *a, vreal *b)
+{
+    vreal first = __builtin_shufflevector(*a, *b, FIRST), second = __builtin_shufflevector(*a, *b, SECOND);
+    *a = first, *b = second;
+}
