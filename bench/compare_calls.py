@@ -62,6 +62,8 @@ CALLS: dict[str, Callable[[], Call]] = {
     "gradients-1x4x48x64": lambda: gradients(1, 4, 48, 64, causal=True),
     "gradients-1x4x128x64": lambda: gradients(1, 4, 128, 64, causal=True),
     "decode-1x16x4x1024x64": lambda: attention(1, 16, 1024, 64, kv_heads=4, queries=1),
+    "decode-1x32x8x8192x128": lambda: attention(1, 32, 8192, 128, kv_heads=8, queries=1),  # from memory
+    "decode-1x8x8x16384x64": lambda: attention(1, 8, 16384, 64, queries=1),
     "encoder-1x10": lambda: encoder(1, 10),
     "encoder-1x64": lambda: encoder(1, 64),
     "layers-6x5": lambda: encoder(1, 5, layers=6),
