@@ -158,7 +158,7 @@ def footnotes(results: Sequence[Result]) -> list[str]:
         notes.update({f"{place}: {name} is WRONG: {why}": None for name, why in result["refused"].items()})
         limit = limit_of(result)
         low, high = np.percentile(result[limit.measured], (25, 75))
-        if high - low > 0.1 * high:
+        if high - low > 0.05 * high:
             moved = f"the {limit.words} was between {low:.0f} and {high:.0f} {limit.unit}"
             notes[f"{place}: {moved}, run it again"] = None
         notes.update({f"{place}: {words}": None for words in disturbed(result)})
