@@ -21,7 +21,7 @@ def extension(name: str, sources: list[str]) -> Extension:
         depends=[*HEADERS, "selfattn/_kernels.pxd", *PARTS],
         include_dirs=["csrc"],
         extra_compile_args=FLAGS,
-        extra_link_args=["-pthread"],
+        extra_link_args=["-pthread", "-ldl"],
     )
 
 

@@ -5,6 +5,7 @@
 #include "cores.h"
 
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
 int sa_core_count(void)
@@ -37,5 +38,21 @@ void sa_leave_core(int core)
         sched_setaffinity(0, sizeof mine, &mine);
 #else
     (void)core;
+#endif
+}
+
+int64_t sa_clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+void sa_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* `yield` is a no-op on most cores */
 #endif
 }

@@ -11,6 +11,7 @@
 #endif
 #include "pool.h"
 #include "cores.h"
+#include "team.h"
 #include "workspace.h"
 
 #include <pthread.h>
@@ -32,8 +33,9 @@ struct job {
     struct job *next;                            /* in pool.open, under the lock, as wanted */
     int wanted;                                  /* helpers that may still join */
     int core;                                    /* its caller's, when it began */
+    int lent;                                    /* helpers from another library's team: slots 1 to lent */
     atomic_int helpers;                          /* helpers inside */
-    atomic_int slots;                            /* of those who have joined */
+    atomic_int slots;                            /* of the workers who have joined */
     atomic_int status;                           /* the first non-zero status */
     _Alignas(CACHE_LINE) atomic_ptrdiff_t index; /* the next task */
 };
@@ -60,33 +62,17 @@ static atomic_int default_threads = 1;
 
 /* ---- time ---------------------------------------------------------------------------------------------------- */
 
-static int64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-static void pause_cpu(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb" ::: "memory"); /* `yield` is a no-op on most cores */
-#endif
-}
-
 /* When a thread that starts to spin now has to stop: at once where it would keep a core from those at work. */
 static int64_t spin_end(void)
 {
-    return pool.cpus > 1 && atomic_load(&pool.idle) < pool.cpus ? clock_ns() + SPIN_NS : 0;
+    return pool.cpus > 1 && atomic_load(&pool.idle) < pool.cpus ? sa_clock_ns() + SPIN_NS : 0;
 }
 
 static bool keep_spinning(int64_t end)
 {
     if (end == 0) return false;
-    pause_cpu();
-    return clock_ns() < end;
+    sa_pause();
+    return sa_clock_ns() < end;
 }
 
 /* The lock is held so briefly that a sleep costs more than a wait, unless its holder lost its core. */
@@ -94,7 +80,7 @@ static void lock_pool(void)
 {
     for (int tries = 0; tries < 100; tries++) {
         if (pthread_mutex_trylock(&pool.lock) == 0) return;
-        pause_cpu();
+        sa_pause();
     }
     pthread_mutex_lock(&pool.lock);
 }
@@ -115,7 +101,7 @@ static void cancel(struct job *job, int status)
 /* The poll may run anything: signal handlers, a job, fork(). It finds a thread without a job or a workspace. */
 static void poll_if_due(struct job *job)
 {
-    int64_t now = clock_ns();
+    int64_t now = sa_clock_ns();
     int (*poll)(void) = atomic_load(&poll_function);
     if (!poll || now - me.polled < POLL_NS) return;
     struct thread saved = me;
@@ -125,7 +111,7 @@ static void poll_if_due(struct job *job)
     int status = poll();
     sa_resume_workspace(workspace);
     me = saved;
-    me.polled = clock_ns();
+    me.polled = sa_clock_ns();
     if (pool.generation != generation && atomic_exchange(&job->helpers, 0) > 0)
         status = SA_INTERRUPTED; /* a forked child: the helpers, and what they were at, stayed behind */
     if (status) cancel(job, SA_INTERRUPTED);
@@ -201,11 +187,9 @@ static struct job *next_job(void)
     return job;
 }
 
-/* The job is gone as soon as its last helper has left. This worker is idle before that, so that the caller's next
- * job doesn't wake a sleeper for nothing. */
+/* The job is gone as soon as its last helper has left. */
 static void leave(struct job *job)
 {
-    atomic_fetch_add(&pool.idle, 1);
     if (atomic_fetch_sub(&job->helpers, 1) == 1 && atomic_load(&pool.waiting) > 0) {
         lock_pool();
         pthread_cond_broadcast(&pool.done);
@@ -220,7 +204,8 @@ static void *worker(void *unused)
         struct job *job = next_job();
         /* Woken beside a caller that is at work, two threads would share a core until the scheduler notices. */
         if (sa_core() == job->core) sa_leave_core(job->core);
-        work_on(job, 1 + atomic_fetch_add(&job->slots, 1));
+        work_on(job, 1 + job->lent + atomic_fetch_add(&job->slots, 1));
+        atomic_fetch_add(&pool.idle, 1); /* before it leaves: the caller's next job wakes no sleeper for nothing */
         leave(job);
     }
     return NULL;
@@ -287,7 +272,7 @@ static void close_job(struct job *job)
 /* Sleeps until a helper leaves its job as the last one, at most for the time between two polls. */
 static void sleep_while_helped(struct job *job)
 {
-    int64_t end = clock_ns() + POLL_NS;
+    int64_t end = sa_clock_ns() + POLL_NS;
     struct timespec until = {.tv_sec = (time_t)(end / 1000000000), .tv_nsec = (long)(end % 1000000000)};
     lock_pool();
     atomic_fetch_add(&pool.waiting, 1); /* before the look at helpers, as leave() looks in the other order */
@@ -316,6 +301,31 @@ static int run_serially(ptrdiff_t count, sa_task task, void *context)
     return SA_OK;
 }
 
+/* A thread of another library's team, which may be larger than the job. */
+static void lend(void *context, int number)
+{
+    struct job *job = context;
+    if (number > job->lent) return;
+    atomic_fetch_add(&job->helpers, 1);
+    work_on(job, number);
+    leave(job);
+}
+
+/* Helpers are the threads that OpenMP keeps awake beside us, and workers beyond those. */
+static void work_with(struct job *job, int helpers)
+{
+    struct sa_loan loan = {.work = lend, .context = job};
+    int team = sa_team_size(&loan);
+    job->lent = team < helpers ? team : helpers;
+    int workers = helpers - job->lent;
+    if (job->lent > 0) sa_team_start(&loan);
+    if (workers > 0) open_job(job, workers);
+    work_on(job, 0);
+    if (workers > 0) close_job(job);
+    wait_for_helpers(job);
+    if (job->lent > 0) sa_team_end(&loan);
+}
+
 int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads)
 {
     if (me.job) return run_serially(count, task, context);
@@ -323,37 +333,25 @@ int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_thread
     int threads = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
     int helpers = (count < threads ? (int)count : threads) - 1;
     struct job job = {.task = task, .context = context, .count = count, .core = sa_core()};
-    int64_t now = clock_ns();
+    int64_t now = sa_clock_ns();
     if (now - me.polled > POLL_NS) /* not for long: a short call needs no poll */
         me.polled = now;
-    if (helpers > 0) open_job(&job, helpers);
-    work_on(&job, 0);
-    if (helpers > 0) {
-        close_job(&job);
-        wait_for_helpers(&job);
-    }
+    if (helpers > 0)
+        work_with(&job, helpers);
+    else
+        work_on(&job, 0);
     return atomic_load(&job.status);
-}
-
-int sa_get_num_threads(void)
-{
-    return atomic_load(&default_threads);
-}
-
-void sa_set_num_threads(int num_threads)
-{
-    int most = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
-    atomic_store(&default_threads, most > 1 ? most : 1);
 }
 
 int selfattn_get_num_threads(void)
 {
-    return sa_get_num_threads();
+    return atomic_load(&default_threads);
 }
 
 void selfattn_set_num_threads(int num_threads)
 {
-    sa_set_num_threads(num_threads);
+    int most = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
+    atomic_store(&default_threads, most > 1 ? most : 1);
 }
 
 /* ---- birth and fork ------------------------------------------------------------------------------------------ */

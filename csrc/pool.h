@@ -35,9 +35,7 @@ void *sa_workspace(size_t bytes);
 /* Gives back every workspace not in use. Any thread, any time. */
 void sa_trim(void);
 
-/* The default for num_threads. The selfattn_ pair is the same, exported for tools like threadpoolctl. */
-int sa_get_num_threads(void);
-void sa_set_num_threads(int num_threads);
+/* The default for num_threads. Exported, for tools like threadpoolctl. */
 __attribute__((visibility("default"))) int selfattn_get_num_threads(void);
 __attribute__((visibility("default"))) void selfattn_set_num_threads(int num_threads);
 

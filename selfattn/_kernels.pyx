@@ -36,8 +36,8 @@ cdef extern from "pool.h" nogil:
     int sa_slot()
     void sa_set_poll(int (*poll)() noexcept nogil)
     void sa_trim()
-    int sa_get_num_threads()
-    void sa_set_num_threads(int num_threads)
+    int selfattn_get_num_threads()
+    void selfattn_set_num_threads(int num_threads)
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
@@ -105,11 +105,11 @@ use_isa(available_isas()[0])  # now, so that nothing writes it later while other
 
 
 def get_num_threads():
-    return sa_get_num_threads()
+    return selfattn_get_num_threads()
 
 
 def set_num_threads(int num_threads):
-    sa_set_num_threads(num_threads)
+    selfattn_set_num_threads(num_threads)
 
 
 def trim():

@@ -1,28 +1,10 @@
 """The thread pool without Python: tests/c/pool_harness.c with csrc/pool.c, one case a process."""
 
-import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from processes import build_harness, needs_the_pool, run_harness
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [
-    ROOT / "tests/c/pool_harness.c",
-    *(ROOT / "csrc" / name for name in ("pool.c", "cores.c", "workspace.c")),
-]
-FLAGS = [
-    "-std=gnu11",
-    "-O2",
-    "-g",
-    "-Wall",
-    "-Wextra",
-    "-Wshadow",
-    "-Werror",
-    "-DSELFATTN_FAIL_ALLOC",
-    f"-I{ROOT / 'csrc'}",
-]
 CASES = [
     "sums",
     "order",
@@ -47,44 +29,17 @@ SANITIZERS = {
     "address,undefined": {"ASAN_OPTIONS": "quarantine_size_mb=0:allocator_may_return_null=1"},
 }
 
-pytestmark = [
-    pytest.mark.skipif(not SOURCES[1].exists(), reason="needs the source tree"),
-    pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc"),
-    pytest.mark.skipif(os.uname().sysname != "Linux", reason="reads /proc"),
-]
-
-
-def build(directory, *flags):
-    program = directory / "pool"
-    command = [
-        "gcc",
-        *FLAGS,
-        *flags,
-        *map(str, SOURCES),
-        "-Wl,--wrap=pthread_create",
-        "-pthread",
-        "-o",
-        str(program),
-    ]
-    subprocess.run(command, check=True, timeout=120)
-    return program
-
-
-def run(program, case, **environ):
-    process = subprocess.run(
-        [program, case], env=os.environ | environ, timeout=60, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
+pytestmark = needs_the_pool
 
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("pool"))
+    return build_harness("pool", tmp_path_factory.mktemp("pool"))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_pool(harness, case):
-    run(harness, case)
+    run_harness(harness, case)
 
 
 @pytest.mark.slow
@@ -92,8 +47,8 @@ def test_pool(harness, case):
 def test_pool_under_sanitizer(sanitizer, tmp_path):
     """pytest -k sanitizer"""
     try:
-        program = build(tmp_path, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+        program = build_harness("pool", tmp_path, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
     except subprocess.CalledProcessError:
         pytest.skip(f"gcc has no -fsanitize={sanitizer} here")
     for case in CASES:
-        run(program, case, **SANITIZERS[sanitizer])
+        run_harness(program, case, **SANITIZERS[sanitizer])

@@ -4,11 +4,11 @@ import asyncio
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 
 import numpy as np
 import pytest
+from processes import run
 
 import selfattn
 from selfattn import runtime
@@ -208,62 +208,6 @@ def test_more_threads_than_the_pool_has_room_for(count):
 
 
 # ---- the whole process; each in one of its own, so that nothing can hang or leak into another test ----
-
-
-PRELUDE = """
-import os, signal, sys, threading, time
-import numpy as np
-import selfattn
-
-def os_threads():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("Threads:"))
-
-rng = np.random.default_rng(5)
-query, key, value = (rng.standard_normal((1, 4, 300, 32), dtype=np.float32) for _ in range(3))
-
-def compute(num_threads=3):
-    return selfattn.attention(query, key, value, num_threads=num_threads)
-
-def wait(child):
-    end = time.monotonic() + 20
-    while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
-        assert time.monotonic() < end, "the child hangs"
-        time.sleep(0.001)
-    assert done[1] == 0, done
-
-def in_child(function):
-    child = os.fork()
-    if child == 0:
-        try:
-            function()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    wait(child)
-"""
-
-
-def run(code, *, timeout=60, environ=None):
-    """Runs the code after the prelude; returns what it printed."""
-    process = subprocess.run(
-        [
-            sys.executable,
-            "-X",
-            "faulthandler",
-            "-W",
-            "ignore::DeprecationWarning",
-            "-c",
-            PRELUDE + textwrap.dedent(code),
-        ],
-        env=os.environ | (environ or {}),
-        timeout=timeout,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
-    return process.stdout
 
 
 def test_the_environment_is_read_on_import():

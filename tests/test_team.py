@@ -1,0 +1,224 @@
+"""Beside OpenMP, as PyTorch brings it: its threads help while they are awake, and nothing depends on them.
+
+The number of threads tells who helped: a team of three makes three in all, workers of ours two more.
+"""
+
+import subprocess
+
+import pytest
+from processes import CALL, HELPERS, build_harness, needs_the_pool, run, run_harness
+
+CASES = [
+    "sums",
+    "order",
+    "slots",
+    "callers",
+    "cancel",
+    "poll",
+    "poll_reenters",
+    "fork",
+    "fork_in_poll",
+    "no_memory",
+    "trim",
+]
+OPERATIONS = """
+#include <omp.h>
+#include <unistd.h>
+
+void operate(int num_threads)
+{
+    omp_set_num_threads(num_threads);
+#pragma omp parallel
+    usleep(100);
+}
+
+void operate_around(void (*call)(void))
+{
+#pragma omp parallel
+#pragma omp master
+    call();
+}
+"""
+LIBRARY = """
+import ctypes
+omp = ctypes.CDLL("{path}")
+
+others = os_threads() - 1  # of NumPy
+
+def threads():
+    return os_threads() - others
+"""
+
+pytestmark = needs_the_pool
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("team")
+
+
+@pytest.fixture(scope="module")
+def harness(directory):
+    try:
+        return build_harness("team", directory, "-fopenmp")
+    except subprocess.CalledProcessError:
+        pytest.skip("gcc has no -fopenmp here")
+
+
+@pytest.fixture(scope="module")
+def library(directory):
+    """Python code, after HELPERS, that loads a library with operations on OpenMP threads."""
+    source, path = directory / "operations.c", directory / "operations.so"
+    source.write_text(OPERATIONS)
+    command = ["gcc", "-fopenmp", "-shared", "-fPIC", "-o", str(path), str(source)]
+    if subprocess.run(command, timeout=120, check=False).returncode:
+        pytest.skip("gcc has no -fopenmp here")
+    return LIBRARY.format(path=path)
+
+
+# ---- the pool's own cases, between operations of a team ----
+
+
+@pytest.mark.parametrize("threads", [2, 4, 9])
+@pytest.mark.parametrize("case", CASES)
+def test_the_pool_beside_a_team(harness, case, threads):
+    run_harness(harness, case, OMP_NUM_THREADS=str(threads))
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_a_job_for_four_takes_the_team_and_workers_for_the_rest(harness, threads):
+    run_harness(harness, "together", OMP_NUM_THREADS=str(threads))
+
+
+def test_a_team_that_may_sleep_leaves_an_idle_process_idle(harness):
+    run_harness(harness, "idle", OMP_NUM_THREADS="3", OMP_WAIT_POLICY="passive")
+
+
+# ---- in Python, where libraries come before us and after us ----
+
+
+@pytest.mark.parametrize("first", ["selfattn", "the library"])
+def test_the_team_helps_whoever_was_loaded_first(library, first):
+    code = """
+    omp.operate(3)
+    time.sleep(0.15)  # libraries are looked for ten times in a second
+    omp.operate(3)
+    assert threads() == 3
+    after = compute(3)
+    assert threads() == 3
+    assert np.array_equal(after, compute(1))
+    """
+    prelude = HELPERS + (CALL + library if first == "selfattn" else library + CALL)
+    run(code, prelude=prelude)
+
+
+def test_the_environment_can_close_the_door(library):
+    code = """
+    omp.operate(3)
+    compute(3)
+    assert threads() == 5
+    """
+    run(code, prelude=HELPERS + library + CALL, environ={"SELFATTN_OPENMP": "0"})
+    with pytest.raises(AssertionError):
+        run(code, prelude=HELPERS + library + CALL)
+
+
+def test_a_thread_without_a_team_has_helpers_of_ours(library):
+    code = """
+    compute(3)
+    assert threads() == 3  # two workers
+    omp.operate(3)
+    assert threads() == 5
+    other = threading.Thread(target=compute, args=(4,))
+    other.start()
+    other.join()
+    assert threads() == 6  # and one more worker
+    """
+    run(code, prelude=HELPERS + library + CALL)
+
+
+def test_sleepers_are_left_asleep(library):
+    code = """
+    omp.operate(3)
+    compute(3)
+    assert threads() == 3
+    time.sleep(0.05)
+    compute(3)
+    assert threads() == 5
+    """
+    run(code, prelude=HELPERS + library + CALL, environ={"OMP_WAIT_POLICY": "passive"})
+
+
+def test_a_team_that_grows_and_shrinks(library):
+    code = """
+    before = compute(1)
+    for threads in (3, 2, 4, 1, 5, 2) * 20:
+        omp.operate(threads)
+        assert np.array_equal(compute(3), before)
+    """
+    run(code, prelude=HELPERS + library + CALL)
+
+
+def test_a_call_from_within_a_team(library):
+    code = """
+    omp.operate(3)
+    before, within = compute(3), []
+    assert threads() == 3
+    call = ctypes.CFUNCTYPE(None)(lambda: within.append(compute(3)))
+    for _ in range(20):
+        omp.operate_around(call)
+    assert threads() == 5  # a team has no team
+    assert len(within) == 20 and all(np.array_equal(before, each) for each in within)
+    """
+    run(code, prelude=HELPERS + library + CALL)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_forked_child_has_no_team(library, used):
+    """OpenMP itself hangs there. Also where the parent never called us, and where it never loaded us."""
+    code = f"""
+    omp.operate(3)
+    before = compute(3) if {used} else None
+    def child():
+        after = compute(3)
+        assert os_threads() == 3
+        assert before is None or np.array_equal(before, after)
+    for _ in range(5):
+        in_child(child)
+        omp.operate(3)
+        compute(3)
+    """
+    run(code, prelude=HELPERS + library + CALL)
+
+
+def test_a_forked_child_that_loads_us(library):
+    code = """
+    omp.operate(3)
+    def child():
+        exec(call, globals())
+        assert np.array_equal(compute(3), compute(1))
+        assert os_threads() == 3
+    in_child(child)
+    """
+    run(code, prelude=f"{HELPERS}{library}call = {CALL!r}\n")
+
+
+def test_ctrl_c_in_a_call_that_the_team_helps(library):
+    code = """
+    q = np.ones((1, 16, 16384, 64), np.float32)
+    def interrupt():
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+    omp.operate(3)
+    threading.Thread(target=interrupt).start()
+    try:
+        selfattn.attention(q, q, q, num_threads=3)
+    except KeyboardInterrupt:
+        pass
+    else:
+        sys.exit("the call wasn't interrupted")
+    assert threads() == 3
+    omp.operate(3)
+    assert np.array_equal(compute(3), compute(1))
+    """
+    run(code, prelude=HELPERS + library + CALL)
