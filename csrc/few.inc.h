@@ -12,7 +12,8 @@ struct few_rows {
     const char **keys, **values;
     real key_scales[SA_KEY_BLOCK], value_scales[SA_KEY_BLOCK]; /* of int8 */
     real scores[FEW_ROWS * FEW_STRIDE];                        /* row by row; then weights */
-    ptrdiff_t n, ahead, fetched, count, bytes;                 /* rows fetched, of so many, of so many bytes */
+    ptrdiff_t n, ahead, fetched, count;                        /* rows fetched, of so many */
+    ptrdiff_t bytes;                                           /* of a row, from the start of its first line */
     int from_memory;                                           /* too many for the caches */
 };
 
@@ -70,10 +71,10 @@ static void set_few_rows(const struct sa_attention *a, const struct sa_tile *t, 
                          const struct block *b, struct few_rows *f)
 {
     ptrdiff_t n = b->last - b->first, padded = (n + LANES - 1) / LANES * LANES, width = size_of(a->kv_dtype);
+    ptrdiff_t bytes = larger(a->head_dim, a->value_dim) * width;
     f->n = n;
-    f->bytes = larger(a->head_dim, a->value_dim) * width;
-    f->ahead = larger(LANES, smaller(SA_KEY_BLOCK, FETCH_AHEAD / larger(1, f->bytes)));
-    f->from_memory = 2 * f->bytes * a->kv_len * a->num_kv_heads * a->items > CACHED_BYTES;
+    f->ahead = larger(LANES, smaller(SA_KEY_BLOCK, FETCH_AHEAD / larger(1, bytes)));
+    f->from_memory = 2 * bytes * a->kv_len * a->num_kv_heads * a->items > CACHED_BYTES;
     f->keys = f->rows;
     f->values = f->rows + padded;
     set_row_addresses(a, t, &b->keys, b->first, n, f->keys);
@@ -84,6 +85,7 @@ static void set_few_rows(const struct sa_attention *a, const struct sa_tile *t, 
     set_row_addresses(a, t, &b->keys, b->last, next, f->values + n);
     f->count = t->value ? padded + n + next : 0;
     f->fetched = smaller(f->ahead, f->count);
+    f->bytes = bytes + (b->keys.array->row == bytes ? 0 : (ptrdiff_t)((uintptr_t)f->keys[0] % 64));
     if (a->kv_dtype != SA_INT8) return;
     set_scales(&b->keys, b->first, n, padded, f->key_scales);
     set_scales(&b->values, b->first, n, n, f->value_scales);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
 
     from selfattn._arguments import AnyArray
 
+_CACHE_LINE = 64
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int8")
 
 
@@ -67,8 +69,8 @@ class KVCache:
             raise TypeError(f"dtype={self.dtype.name} must be one of {', '.join(_DTYPES)}")
         self.capacity = capacity
         slots = (batch, num_kv_heads, capacity)
-        self._key: Array = np.zeros((*slots, head_dim), self.dtype)
-        self._value: Array = np.zeros((*slots, value_dim), self.dtype)
+        self._key = _zeros_on_a_line((*slots, head_dim), self.dtype)
+        self._value = _zeros_on_a_line((*slots, value_dim), self.dtype)
         quantised = self.dtype == np.int8
         self._key_scale: Array | None = np.zeros(slots, np.float32) if quantised else None
         self._value_scale: Array | None = np.zeros(slots, np.float32) if quantised else None
@@ -234,6 +236,14 @@ class KVCache:
                 f"query has shape {query.shape}; it must be ({batch}, num_heads, q_len, head_dim)"
             )
         return query
+
+
+def _zeros_on_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros whose first is the first of a cache line: rows that cross lines are read up to a tenth slower."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + _CACHE_LINE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _quantised(x: Array) -> tuple[Array, Array]:

@@ -14,6 +14,15 @@ from selfattn import KVCache
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capacity", [0, 1, 700])
+def test_the_first_row_begins_a_cache_line(dtype, capacity):
+    caches = [small(dtype, capacity=capacity) for _ in range(5)]
+    for array in (array for cache in caches for array in (cache._key, cache._value)):
+        assert array.ctypes.data % 64 == 0 or array.size == 0
+        assert array.flags.c_contiguous and array.flags.writeable and not array.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("appended_as", [np.float32, None])
 def test_tokens_are_stored_in_the_order_of_their_arrival(rng, dtype, appended_as):
     key, value = tokens(rng, 9, dtype=appended_as or dtype)
