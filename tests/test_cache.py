@@ -19,7 +19,9 @@ def test_the_first_row_begins_a_cache_line(dtype, capacity):
     caches = [small(dtype, capacity=capacity) for _ in range(5)]
     for array in (array for cache in caches for array in (cache._key, cache._value)):
         assert array.ctypes.data % 64 == 0 or array.size == 0
-        assert array.flags.c_contiguous and array.flags.writeable and not array.any()
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+        assert not array.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
