@@ -4,7 +4,7 @@
  * same chain as in tile.inc.h, so the bits are the same. Keys and values are read once, in their own type wherever they
  * lie: what is widened, or scaled, is so in registers. */
 
-enum { FEW_ROWS = 8, FEW_STRIDE = SA_KEY_BLOCK, FETCH_AHEAD = 24576, CACHED_BYTES = 1 << 21 };
+enum { FEW_ROWS = LANES < 8 ? LANES : 8, FEW_STRIDE = SA_KEY_BLOCK, FETCH_AHEAD = 24576, CACHED_BYTES = 1 << 21 };
 
 /* The rows of a block in the order in which they are read: its keys, its values, and the keys that come next. */
 struct few_rows {
@@ -21,15 +21,26 @@ struct few_rows {
 static int few(const struct sa_attention *a, const struct lanes *p)
 {
     ptrdiff_t width = size_of(a->kv_dtype);
-    return TERMS == 1 && p->nv == 1 && p->rows <= smaller(LANES, FEW_ROWS) && a->key.col == width &&
+    return TERMS == 1 && p->nv == 1 && p->rows <= FEW_ROWS && a->key.col == width &&
            (!a->value.data || a->value.col == width) && (SA_REAL == SA_FLOAT32 || a->kv_dtype == SA_REAL);
 }
 
-/* The rows that a kernel takes: 1, 2, 4 or 8. */
+/* The rows that a kernel takes: 1, 2, 4 or 8, as far as FEW_ROWS. */
 INLINE int few_count(ptrdiff_t rows)
 {
-    return rows <= 2 ? (int)rows : rows <= 4 || LANES < 8 ? 4 : 8;
+    return rows <= 2 ? (int)rows : rows <= 4 ? 4 : FEW_ROWS;
 }
+
+/* The kernel for so many rows, of which it then is one for a constant. */
+#define SA_BY_ROWS(rows, function, ...)                                                                                \
+    if (rows == 1)                                                                                                     \
+        function(1, __VA_ARGS__);                                                                                      \
+    else if (FEW_ROWS == 2 || rows == 2)                                                                               \
+        function(2, __VA_ARGS__);                                                                                      \
+    else if (FEW_ROWS == 4 || rows <= 4)                                                                               \
+        function(4, __VA_ARGS__);                                                                                      \
+    else                                                                                                               \
+        function(FEW_ROWS, __VA_ARGS__)
 
 /* The queries of a panel side by side, dim x few_count(rows): behind the panel. */
 static real *few_query(const struct lanes *p, ptrdiff_t dim)
@@ -234,9 +245,10 @@ INLINE void few_scores_tile(const enum sa_dtype dtype, const int count, const in
             vstore(f->scores + r * FEW_STRIDE + first + v * LANES, sums[v * count + r]);
 }
 
-INLINE void few_scores_of(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
-                          ptrdiff_t dim, const real *query)
+INLINE void few_scores_of(const int count, const enum sa_dtype dtype, struct few_rows *f, ptrdiff_t dim,
+                          const real *query)
 {
+    const int vectors = count <= 2 && dtype != SA_REAL ? 2 : 1; /* of keys: their chains overlap */
     ptrdiff_t k = 0;
     for (; k + (vectors - 1) * LANES < f->n; k += vectors * LANES)
         few_scores_tile(dtype, count, vectors, f, k, dim, query);
@@ -247,15 +259,7 @@ INLINE void few_scores_of(const enum sa_dtype dtype, const int count, const int 
 INLINE void few_scores_by(const enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, ptrdiff_t dim,
                           const real *query)
 {
-    const int more = dtype == SA_REAL ? 1 : 2; /* vectors of keys: their chains overlap */
-    if (rows == 1)
-        few_scores_of(dtype, 1, more, f, dim, query);
-    else if (rows == 2)
-        few_scores_of(dtype, 2, more, f, dim, query);
-    else if (rows <= 4 || LANES < 8)
-        few_scores_of(dtype, 4, 1, f, dim, query);
-    else
-        few_scores_of(dtype, LANES < 8 ? 4 : 8, 1, f, dim, query);
+    SA_BY_ROWS(rows, few_scores_of, dtype, f, dim, query);
 }
 
 static void few_scores(enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, ptrdiff_t dim, const real *query)
@@ -336,12 +340,5 @@ static void few_weights(struct few_rows *f, ptrdiff_t rows, const real *max, rea
             real *at = f->scores + r * FEW_STRIDE + k;
             vstore(at, vexp2((vload(at) - vsplat(max[r])) * vsplat(c)));
         }
-    if (rows == 1)
-        few_sums_of(1, f, sums);
-    else if (rows == 2)
-        few_sums_of(2, f, sums);
-    else if (rows <= 4 || LANES < 8)
-        few_sums_of(LANES < 4 ? LANES : 4, f, sums);
-    else
-        few_sums_of(LANES < 8 ? 4 : 8, f, sums);
+    SA_BY_ROWS(rows, few_sums_of, f, sums);
 }

@@ -84,9 +84,9 @@ INLINE void few_values_tile(const enum sa_dtype dtype, const int count, const in
 }
 
 /* As many vectors of dimensions at a time as registers hold, and as many keys as the first cache. */
-INLINE void few_values_of(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
-                          const struct few_sums *s)
+INLINE void few_values_of(const int count, const enum sa_dtype dtype, struct few_rows *f, const struct few_sums *s)
 {
+    const int vectors = count == 1 ? 8 : 4 * MAX_NV / count;
     ptrdiff_t chunk = s->dim <= vectors * LANES ? SA_KEY_BLOCK : 48;
     for (ptrdiff_t first = 0; first < f->n; first += chunk)
         for (ptrdiff_t d = 0, last = smaller(first + chunk, f->n); d < s->dim;) {
@@ -105,14 +105,7 @@ INLINE void few_values_of(const enum sa_dtype dtype, const int count, const int 
 
 INLINE void few_values_by(const enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, const struct few_sums *s)
 {
-    if (rows == 1)
-        few_values_of(dtype, 1, 8, f, s);
-    else if (rows == 2)
-        few_values_of(dtype, 2, MAX_NV > 2 ? 8 : 4, f, s);
-    else if (rows <= 4 || LANES < 8)
-        few_values_of(dtype, 4, MAX_NV > 2 ? 4 : 2, f, s);
-    else
-        few_values_of(dtype, LANES < 8 ? 4 : 8, MAX_NV > 2 ? 2 : 1, f, s);
+    SA_BY_ROWS(rows, few_values_of, dtype, f, s);
 }
 
 static void few_values(enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, const struct few_sums *s)
