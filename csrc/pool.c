@@ -301,29 +301,27 @@ static int run_serially(ptrdiff_t count, sa_task task, void *context)
     return SA_OK;
 }
 
-/* A thread of another library's team, which may be larger than the job. */
+/* What a thread of another library's team does for a job. */
 static void lend(void *context, int number)
 {
     struct job *job = context;
-    if (number > job->lent) return;
     atomic_fetch_add(&job->helpers, 1);
     work_on(job, number);
     leave(job);
 }
 
-/* Helpers are the threads that OpenMP keeps awake beside us, and workers beyond those. */
+/* Helpers are the threads that OpenMP keeps awake beside us, and workers for the rest. */
 static void work_with(struct job *job, int helpers)
 {
     struct sa_loan loan = {.work = lend, .context = job};
-    int team = sa_team_size(&loan);
-    job->lent = team < helpers ? team : helpers;
+    bool lent = sa_team_helps(&loan, helpers);
+    if (lent) job->lent = sa_team_start(&loan);
     int workers = helpers - job->lent;
-    if (job->lent > 0) sa_team_start(&loan);
     if (workers > 0) open_job(job, workers);
     work_on(job, 0);
     if (workers > 0) close_job(job);
     wait_for_helpers(job);
-    if (job->lent > 0) sa_team_end(&loan);
+    if (lent) sa_team_end(&loan);
 }
 
 int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads)

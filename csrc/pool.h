@@ -1,4 +1,4 @@
-/* The thread pool, the clock of interruption and the threads' scratch memory. pool.c is the only file with threads in it. */
+/* The thread pool, the clock of interruption and the threads' scratch memory. */
 #ifndef SELFATTN_POOL_H
 #define SELFATTN_POOL_H
 
@@ -12,7 +12,7 @@ typedef int (*sa_task)(void *context, ptrdiff_t index);
 
 /* Runs task(context, 0 .. count - 1) on the calling thread and at most num_threads - 1 helpers. Returns when no
  * thread touches the context any more: SA_OK, or the first non-zero status. May be called by several threads at once
- * (they share the helpers); inside a task it runs serially on that thread. */
+ * (they share the workers); inside a task it runs serially on that thread. */
 int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads);
 
 /* Inside a long task: non-zero means stop early and return it. Polls, if that is due, on the thread that called

@@ -1,6 +1,4 @@
-/* team.c -- finds the OpenMP runtimes of this process (GCC's, which PyTorch brings) and calls them by name.
- *
- * Nothing here starts OpenMP, or belongs to it: a thread that has no team has none to lend. */
+/* team.c -- finds the OpenMP runtimes of this process (GCC's libgomp, which PyTorch brings) and calls them by name. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -21,29 +19,29 @@ static const int64_t LOOK_NS = 100000000;
 
 struct sa_library {
     char path[MOST_PATH];
-    unsigned long module; /* the number of its thread-local storage, and how many bytes that has */
-    size_t bytes;
+    unsigned long module; /* the number of its thread-local storage, and how many words that has */
+    size_t words;
     void (*start)(void (*work)(void *), void *data, unsigned num_threads);
     void (*end)(void);
-    int (*max_threads)(void), (*in_parallel)(void), (*thread_num)(void);
+    int (*max_threads)(void), (*num_threads)(void), (*thread_num)(void), (*level)(void);
+    atomic_bool ready;
 };
 
-/* Libraries are added under the lock, and counted when they are complete. fork() waits for the lock, so that it never
- * finds the dynamic linker's own taken by us. */
+/* Libraries are found under the lock. fork() waits for it, so that it never finds the dynamic linker's own taken by us:
+ * a child would wait for that forever. */
 static struct {
     pthread_mutex_t lock;
     int found;
     unsigned long long loads; /* of shared objects, when we last looked at them */
-    atomic_int count;
     _Atomic int64_t looked;
     atomic_bool closed; /* no loans: the environment says so, or this is a forked child, whose teams stayed behind */
     struct sa_library libraries[MOST_LIBRARIES];
 } known = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-/* What this thread has seen of its team in each library. */
+/* The CPU time of number 1 of this thread's team in each library, once we have met it. */
 static _Thread_local struct acquaintance {
-    enum { UNSEEN, SEEN, NOBODY } state;
-    clockid_t clock; /* the CPU time of the team's number 1 */
+    bool met;
+    clockid_t clock;
 } acquaintances[MOST_LIBRARIES];
 
 /* ---- which libraries there are ------------------------------------------------------------------------------- */
@@ -67,83 +65,89 @@ static int note(struct dl_phdr_info *object, size_t size, void *loads)
         struct sa_library *library = &known.libraries[known.found++];
         strcpy(library->path, object->dlpi_name);
         library->module = object->dlpi_tls_modid;
-        library->bytes = object->dlpi_phdr[i].p_memsz;
+        library->words = object->dlpi_phdr[i].p_memsz / sizeof(uintptr_t);
     }
     return 0;
 }
 
-/* Looks its functions up. It stays loaded from now on; one that lacks a function is never asked. */
+/* Looks its functions up. It stays loaded from now on; one that lacks a function is never ready. */
 static void open_library(struct sa_library *library)
 {
     void *handle = dlopen(library->path, RTLD_LAZY | RTLD_NOLOAD);
     if (!handle) return;
+    *(void **)&library->start = dlsym(handle, "GOMP_parallel_start");
     *(void **)&library->end = dlsym(handle, "GOMP_parallel_end");
-    *(void **)&library->in_parallel = dlsym(handle, "omp_in_parallel");
     *(void **)&library->max_threads = dlsym(handle, "omp_get_max_threads");
+    *(void **)&library->num_threads = dlsym(handle, "omp_get_num_threads");
     *(void **)&library->thread_num = dlsym(handle, "omp_get_thread_num");
-    if (library->end && library->in_parallel && library->max_threads && library->thread_num)
-        *(void **)&library->start = dlsym(handle, "GOMP_parallel_start");
+    *(void **)&library->level = dlsym(handle, "omp_get_level");
+    atomic_store(&library->ready, library->start && library->end && library->max_threads && library->num_threads &&
+                                      library->thread_num && library->level);
 }
 
-/* Under the lock. dlopen takes a lock that others hold while they wait for the one that note() runs under: in turn. */
+/* Not under the lock: dlopen waits for others that load a library, and one of those may fork. */
 static void look(void)
 {
+    if (pthread_mutex_trylock(&known.lock)) return; /* another thread looks */
     unsigned long long loads = known.loads;
+    int first = known.found;
     dl_iterate_phdr(note, &loads);
     known.loads = loads;
-    for (int i = atomic_load(&known.count); i < known.found; i++) {
+    int last = known.found;
+    pthread_mutex_unlock(&known.lock);
+    for (int i = first; i < last; i++)
         open_library(&known.libraries[i]);
-        atomic_store(&known.count, i + 1);
-    }
 }
 
 static void look_if_due(void)
 {
     int64_t now = sa_clock_ns();
-    if (now - atomic_load(&known.looked) < LOOK_NS || pthread_mutex_trylock(&known.lock)) return;
+    if (now - atomic_load(&known.looked) < LOOK_NS) return;
     atomic_store(&known.looked, now);
     look();
-    pthread_mutex_unlock(&known.lock);
 }
 
 /* ---- whether a team can be lent ------------------------------------------------------------------------------ */
 
-/* The library's record of this thread is zero until it has had a team, or has said how large that is to be. */
+/* The library's record of this thread has one word for the threads that it keeps, and one for how many it was told to
+ * take, as PyTorch tells it on each thread before its first operation. With either alone there may be no team yet, and we
+ * start none. (LLVM's libomp, under this name, never has two.) */
 static bool has_team(const struct sa_library *library)
 {
     extern void *__tls_get_addr(unsigned long index[2]);
-    const char *record = __tls_get_addr((unsigned long[2]){library->module, 0});
-    for (size_t i = 0; i < library->bytes; i++)
-        if (record[i]) return true;
-    return false;
+    const uintptr_t *record = __tls_get_addr((unsigned long[2]){library->module, 0});
+    int used = 0;
+    for (size_t i = 0; i < library->words; i++)
+        used += record[i] != 0;
+    return used >= 2;
 }
 
 /* A thread that spins uses time between two looks at its clock. Sleepers are left alone: to wake them, and to wait
- * until each has had a core, takes longer than a short job does. */
+ * until each has had a core, takes longer than a short job does. Of whom we have not met yet we think the best, once. */
 static bool is_awake(struct acquaintance *team)
 {
-    if (team->state != SEEN) return team->state == UNSEEN;
+    if (!team->met) return true;
     struct timespec first, second;
     if (clock_gettime(team->clock, &first) || clock_gettime(team->clock, &second)) {
-        team->state = UNSEEN; /* that thread has ended: another is number 1 now */
+        team->met = false; /* that thread has ended: another is number 1 now */
         return true;
     }
     return first.tv_nsec != second.tv_nsec || first.tv_sec != second.tv_sec;
 }
 
-int sa_team_size(struct sa_loan *loan)
+bool sa_team_helps(struct sa_loan *loan, int helpers)
 {
-    if (atomic_load(&known.closed)) return 0;
+    if (atomic_load(&known.closed)) return false;
     look_if_due();
-    for (int i = 0; i < atomic_load(&known.count); i++) {
+    for (int i = 0; i < MOST_LIBRARIES; i++) {
         const struct sa_library *library = &known.libraries[i];
-        if (!library->start || !has_team(library) || library->in_parallel()) continue;
+        if (!atomic_load(&library->ready) || !has_team(library) || library->level() > 0) continue;
         int others = library->max_threads() - 1;
-        if (others < 1 || !is_awake(&acquaintances[i])) continue;
+        if (others < 1 || others > helpers || !is_awake(&acquaintances[i])) continue;
         loan->library = library;
-        return others;
+        return true;
     }
-    return 0;
+    return false;
 }
 
 /* ---- the loan ------------------------------------------------------------------------------------------------ */
@@ -152,22 +156,22 @@ static void work_for(void *data)
 {
     struct sa_loan *loan = data;
     int number = loan->library->thread_num();
-    if (number == 1) loan->clocked = pthread_getcpuclockid(pthread_self(), &loan->clock) == 0;
+    if (number == 1) loan->met = pthread_getcpuclockid(pthread_self(), &loan->clock) == 0;
     loan->work(loan->context, number);
 }
 
-/* 0: as many threads as the library itself would take. Another number would end some of them, or make new ones. */
-void sa_team_start(struct sa_loan *loan)
+/* 0: as many threads as the library's own operations take, which are there. */
+int sa_team_start(struct sa_loan *loan)
 {
     loan->library->start(work_for, loan, 0);
+    return loan->library->num_threads() - 1;
 }
 
 void sa_team_end(struct sa_loan *loan)
 {
     if (atomic_load(&known.closed)) return; /* a child that was forked meanwhile: nobody would come */
     loan->library->end();
-    struct acquaintance *team = &acquaintances[loan->library - known.libraries];
-    *team = (struct acquaintance){.state = loan->clocked ? SEEN : NOBODY, .clock = loan->clock};
+    if (loan->met) acquaintances[loan->library - known.libraries] = (struct acquaintance){true, loan->clock};
 }
 
 /* ---- birth and fork ------------------------------------------------------------------------------------------ */
@@ -214,15 +218,17 @@ __attribute__((constructor)) static void start_looking(void)
 
 #else /* elsewhere nobody lends */
 
-int sa_team_size(struct sa_loan *loan)
+bool sa_team_helps(struct sa_loan *loan, int helpers)
+{
+    (void)loan;
+    (void)helpers;
+    return false;
+}
+
+int sa_team_start(struct sa_loan *loan)
 {
     (void)loan;
     return 0;
-}
-
-void sa_team_start(struct sa_loan *loan)
-{
-    (void)loan;
 }
 
 void sa_team_end(struct sa_loan *loan)

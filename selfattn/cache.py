@@ -240,7 +240,7 @@ class KVCache:
 
 def _zeros_on_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Zeros whose first is the first of a cache line: rows that cross lines are read up to a tenth slower."""
-    size = math.prod(shape) * dtype.itemsize
+    size = math.prod(map(int, shape)) * dtype.itemsize
     memory = np.zeros(size + _CACHE_LINE, np.uint8)
     start = -memory.__array_interface__["data"][0] % _CACHE_LINE
     return memory[start : start + size].view(dtype).reshape(shape)

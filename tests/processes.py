@@ -77,6 +77,8 @@ def run(code, *, prelude=HELPERS + CALL, timeout=60, environ=None):
 POOL = [ROOT / "csrc" / name for name in ("pool.c", "team.c", "cores.c", "workspace.c")]
 FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-pthread"]
 
+LINKED = ["-Wl,--wrap=pthread_create", "-ldl"]
+
 needs_the_pool = [
     pytest.mark.skipif(not POOL[0].exists(), reason="needs the source tree"),
     pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc"),
@@ -89,7 +91,7 @@ def build_harness(name, directory, *flags):
     program = directory / name
     sources = map(str, [ROOT / f"tests/c/{name}_harness.c", *POOL])
     command = ["gcc", *FLAGS, "-DSELFATTN_FAIL_ALLOC", f"-I{ROOT / 'csrc'}", *flags, *sources]
-    subprocess.run([*command, "-Wl,--wrap=pthread_create", "-o", str(program)], check=True, timeout=120)
+    subprocess.run([*command, *LINKED, "-o", str(program)], check=True, timeout=120)
     return program
 
 

@@ -24,6 +24,12 @@ def test_the_first_row_begins_a_cache_line(dtype, capacity):
         assert not array.any()
 
 
+def test_sizes_may_be_small_integers():
+    """Their product is not one."""
+    cache = KVCache(*np.array([8, 8, 64], np.int16), capacity=np.int16(1024))
+    assert cache.value.shape == (8, 8, 0, 64)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("appended_as", [np.float32, None])
 def test_tokens_are_stored_in_the_order_of_their_arrival(rng, dtype, appended_as):

@@ -1,21 +1,39 @@
-/* The cases of pool_harness.c between operations of an OpenMP team: before each job, the thread that calls runs one. */
+/* The cases of pool_harness.c between operations of an OpenMP team: before each job, the thread that calls runs one.
+ * Where a case is over without a single loan, the exit status is 3 (linked with --wrap=sa_team_start). */
 #include "pool.h"
+#include "team.h"
 
 #include <omp.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
 static pid_t first_process;
+static atomic_int loans;
+
+int __real_sa_team_start(struct sa_loan *loan);
+int __wrap_sa_team_start(struct sa_loan *loan);
+
+int __wrap_sa_team_start(struct sa_loan *loan)
+{
+    atomic_fetch_add(&loans, 1);
+    return __real_sa_team_start(loan);
+}
 
 __attribute__((constructor)) static void remember_process(void)
 {
     first_process = getpid();
 }
 
+__attribute__((destructor)) static void check_loans(void)
+{
+    if (getpid() == first_process && loans == 0) _exit(3);
+}
+
 static int after_an_operation(ptrdiff_t count, sa_task task, void *context, int num_threads)
 {
     atomic_int threads = 0;
     if (getpid() == first_process) { /* OpenMP itself hangs in the child of a fork */
+        if (omp_get_level() == 0) omp_set_num_threads(omp_get_max_threads()); /* as PyTorch does on each thread */
 #pragma omp parallel
         atomic_fetch_add(&threads, 1);
     }
