@@ -1,9 +1,11 @@
 /* The cases of pool_harness.c between operations of an OpenMP team: before each job, the thread that calls runs one.
- * Where a case is over without a single loan, the exit status is 3 (linked with --wrap=sa_team_start). */
+ * The exit status is 3 if a case is over without a loan, 5 if one was made within a parallel region (linked with
+ * --wrap=sa_team_start). */
 #include "pool.h"
 #include "team.h"
 
 #include <omp.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
@@ -24,9 +26,30 @@ __attribute__((constructor)) static void remember_process(void)
     first_process = getpid();
 }
 
+static int do_nothing(void *context, ptrdiff_t index)
+{
+    (void)context, (void)index;
+    return SA_OK;
+}
+
+/* A team has no team, even of one thread. */
+static void call_within(int num_threads)
+{
+#pragma omp parallel
+    sched_yield(); /* awake */
+#pragma omp parallel num_threads(num_threads)
+#pragma omp master
+    if (sa_parallel_for(4, do_nothing, NULL, 2) != SA_OK) _exit(4);
+}
+
 __attribute__((destructor)) static void check_loans(void)
 {
-    if (getpid() == first_process && loans == 0) _exit(3);
+    if (getpid() != first_process) return;
+    if (loans == 0) _exit(3);
+    int before = loans;
+    for (int i = 0; i < 20; i++)
+        call_within(1 + i % 2);
+    if (loans != before) _exit(5);
 }
 
 static int after_an_operation(ptrdiff_t count, sa_task task, void *context, int num_threads)
