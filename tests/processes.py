@@ -96,7 +96,7 @@ def build_harness(name, directory, *flags):
 
 
 def run_harness(program, case, **environ):
-    """Without what is preloaded: a sanitizer of Python's would keep the memory that a case says is given back."""
+    """Without what is preloaded: a sanitizer for Python would keep the memory that a case gives back."""
     environ = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"} | environ
     process = subprocess.run(
         [program, case], env=environ, timeout=60, capture_output=True, text=True, check=False
