@@ -78,6 +78,21 @@ POOL = [ROOT / "csrc" / name for name in ("pool.c", "team.c", "cores.c", "worksp
 FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-pthread"]
 
 LINKED = ["-Wl,--wrap=pthread_create", "-ldl"]
+CASES = [  # of the harnesses, whoever helps
+    "sums",
+    "order",
+    "slots",
+    "together",
+    "nested",
+    "callers",
+    "cancel",
+    "poll",
+    "poll_reenters",
+    "fork",
+    "fork_in_poll",
+    "no_memory",
+    "trim",
+]
 
 needs_the_pool = [
     pytest.mark.skipif(not POOL[0].exists(), reason="needs the source tree"),

@@ -7,23 +7,8 @@ import platform
 import subprocess
 
 import pytest
-from processes import CALL, HELPERS, build_harness, needs_the_pool, run, run_harness
+from processes import CALL, CASES, HELPERS, build_harness, needs_the_pool, run, run_harness
 
-CASES = [
-    "sums",
-    "order",
-    "slots",
-    "together",
-    "nested",
-    "callers",
-    "cancel",
-    "poll",
-    "poll_reenters",
-    "fork",
-    "fork_in_poll",
-    "no_memory",
-    "trim",
-]
 OPERATIONS = """
 #include <omp.h>
 #include <unistd.h>
@@ -110,6 +95,11 @@ def test_a_team_that_may_sleep_leaves_an_idle_process_idle(harness):
 # ---- in Python, where libraries come before us and after us ----
 
 
+def run_after(library, code, **environ):
+    """The code in a process that loads the library first."""
+    return run(code, prelude=HELPERS + library + CALL, environ=environ)
+
+
 @pytest.mark.parametrize("first", ["selfattn", "the library"])
 def test_the_team_helps_whoever_was_loaded_first(library, first):
     code = """
@@ -131,8 +121,8 @@ def test_the_environment_can_close_the_door(library):
     compute(3)
     print(threads())
     """
-    assert run(code, prelude=HELPERS + library + CALL) == "3\n"
-    assert run(code, prelude=HELPERS + library + CALL, environ={"SELFATTN_OPENMP": "0"}) == "5\n"
+    assert run_after(library, code) == "3\n"
+    assert run_after(library, code, SELFATTN_OPENMP="0") == "5\n"
 
 
 def test_a_thread_without_a_team_has_helpers_of_ours(library):
@@ -145,7 +135,7 @@ def test_a_thread_without_a_team_has_helpers_of_ours(library):
     other.start()
     settle(6)  # and one more worker
     """
-    run(code, prelude=HELPERS + library + CALL)
+    run_after(library, code)
 
 
 def test_a_number_of_threads_is_not_yet_a_team(library):
@@ -156,7 +146,7 @@ def test_a_number_of_threads_is_not_yet_a_team(library):
     assert threads() == 3
     in_child(lambda: omp.operate(3))
     """
-    run(code, prelude=HELPERS + library + CALL)
+    run_after(library, code)
 
 
 def test_a_team_larger_than_the_job_is_left_alone(library):
@@ -167,7 +157,7 @@ def test_a_team_larger_than_the_job_is_left_alone(library):
     compute(3)
     assert threads() == 7
     """
-    run(code, prelude=HELPERS + library + CALL)
+    run_after(library, code)
 
 
 def test_fewer_threads_than_promised(library):
@@ -176,7 +166,7 @@ def test_fewer_threads_than_promised(library):
     assert np.array_equal(compute(4), compute(1))
     assert threads() == 4, threads()
     """
-    run(code, prelude=HELPERS + library + CALL, environ={"OMP_THREAD_LIMIT": "2"})
+    run_after(library, code, OMP_THREAD_LIMIT="2")
 
 
 def test_sleepers_are_left_asleep(library):
@@ -188,7 +178,7 @@ def test_sleepers_are_left_asleep(library):
     compute(3)
     assert threads() == 5
     """
-    run(code, prelude=HELPERS + library + CALL, environ={"OMP_WAIT_POLICY": "passive"})
+    run_after(library, code, OMP_WAIT_POLICY="passive")
 
 
 def test_a_team_that_grows_and_shrinks(library):
@@ -198,7 +188,7 @@ def test_a_team_that_grows_and_shrinks(library):
         omp.operate(threads)
         assert np.array_equal(compute(3), before)
     """
-    run(code, prelude=HELPERS + library + CALL)
+    run_after(library, code)
 
 
 def test_a_call_from_within_a_team(library):
@@ -210,7 +200,7 @@ def test_a_call_from_within_a_team(library):
         omp.operate_around(1 + i % 3, call)
     assert len(contexts) == 20 and all(np.array_equal(expected, each) for each in contexts)
     """
-    run(code, prelude=HELPERS + library + CALL)
+    run_after(library, code)
 
 
 @pytest.mark.parametrize("used", [True, False])
@@ -228,7 +218,7 @@ def test_a_forked_child_has_no_team(library, used):
         omp.operate(3)
         compute(3)
     """
-    run(code, prelude=HELPERS + library + CALL)
+    run_after(library, code)
 
 
 def test_a_forked_child_that_loads_us(library):
@@ -262,4 +252,4 @@ def test_ctrl_c_in_a_call_that_the_team_helps(library):
     omp.operate(3)
     assert np.array_equal(compute(3), compute(1))
     """
-    run(code, prelude=HELPERS + library + CALL)
+    run_after(library, code)
