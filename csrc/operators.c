@@ -8,23 +8,14 @@ enum { LINEAR_ROWS = 96 };
 struct linear_job {
     const struct sa_kernels *kernels;
     const struct sa_linear *args;
-    ptrdiff_t panels, panels_per_task, tasks_per_block, threads;
+    ptrdiff_t panels, panels_per_task, tasks_per_block;
 };
-
-/* Threads take tasks in turn; so that those of a thread lie side by side, its next panel after its last, not all tasks
- * are taken in their order. */
-static ptrdiff_t side_by_side(ptrdiff_t index, ptrdiff_t count, ptrdiff_t threads)
-{
-    ptrdiff_t thread = index % threads;
-    return thread * (count / threads) + smaller(thread, count % threads) + index / threads;
-}
 
 static int linear_task(void *context, ptrdiff_t index)
 {
     const struct linear_job *job = context;
     ptrdiff_t row0 = index / job->tasks_per_block * LINEAR_ROWS;
-    ptrdiff_t panel0 =
-        side_by_side(index % job->tasks_per_block, job->tasks_per_block, job->threads) * job->panels_per_task;
+    ptrdiff_t panel0 = index % job->tasks_per_block * job->panels_per_task;
     ptrdiff_t row1 = row0 + LINEAR_ROWS, panel1 = panel0 + job->panels_per_task;
     size_t bytes = job->kernels->linear_workspace(LINEAR_ROWS, job->args->depth);
     void *workspace = bytes ? sa_workspace(bytes) : NULL;
@@ -43,7 +34,7 @@ int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, i
     double panel = (double)LINEAR_ROWS * (double)kernels->panel_width * (double)(l->depth + 1);
     ptrdiff_t wanted = num_threads > 1 ? task_count(16 * num_threads, blocks) : 1; /* many, to end together */
     ptrdiff_t per_task = smaller(task_count(panels, wanted), 1 + (ptrdiff_t)(TASK_MULTIPLY_ADDS / panel));
-    struct linear_job job = {kernels, l, panels, per_task, task_count(panels, per_task), num_threads};
+    struct linear_job job = {kernels, l, panels, per_task, task_count(panels, per_task)};
     return sa_parallel_for(blocks * job.tasks_per_block, linear_task, &job, num_threads);
 }
 

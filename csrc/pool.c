@@ -1,27 +1,23 @@
 /* A small pthread pool. Three ideas:
  *
- * - A job lives on its caller's stack. The caller takes its tasks from an atomic counter like everybody else; the
+ * - A job lives on its caller's stack. The caller takes its tasks from atomic counters like everybody else; the
  *   workers only help. A job is `open` while it wants more helpers, and over when its last helper has left.
  * - An idle worker spins for some microseconds, bounded by the clock, then sleeps. Jobs that follow each other
  *   closely start without a system call; an idle pool uses no CPU.
  * - One lock guards the list of open jobs and the counts. It is held for a few instructions, never over a task, a
  *   poll or a spin, so fork() can take it and the child can begin afresh, without workers. */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include "pool.h"
 #include "cores.h"
+#include "shares.h"
 #include "team.h"
 #include "workspace.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
-#include <unistd.h>
 
 enum { MAX_THREADS = 1024, WORKER_STACK = 512 << 10, CACHE_LINE = 64 };
 static const int64_t SPIN_NS = 40000, POLL_NS = 20000000;
@@ -29,15 +25,14 @@ static const int64_t SPIN_NS = 40000, POLL_NS = 20000000;
 struct job {
     sa_task task;
     void *context;
-    ptrdiff_t count;
-    struct job *next;                            /* in pool.open, under the lock, as wanted */
-    int wanted;                                  /* helpers that may still join */
-    int core;                                    /* its caller's, when it began */
-    int lent;                                    /* helpers from another library's team: slots 1 to lent */
-    atomic_int helpers;                          /* helpers inside */
-    atomic_int slots;                            /* of the workers who have joined */
-    atomic_int status;                           /* the first non-zero status */
-    _Alignas(CACHE_LINE) atomic_ptrdiff_t index; /* the next task */
+    struct sa_shares *tasks;
+    struct job *next;   /* in pool.open, under the lock, as wanted */
+    int wanted;         /* helpers that may still join */
+    int core;           /* its caller's, when it began */
+    int lent;           /* helpers from another library's team: slots 1 to lent */
+    atomic_int helpers; /* helpers inside */
+    atomic_int slots;   /* of the workers who have joined */
+    atomic_int status;  /* the first non-zero status */
 };
 
 static struct {
@@ -142,9 +137,8 @@ static void work_on(struct job *job, int slot)
 {
     me.job = job;
     me.slot = slot;
-    while (atomic_load(&job->status) == SA_OK) {
-        ptrdiff_t index = atomic_fetch_add(&job->index, 1);
-        if (index >= job->count) break;
+    ptrdiff_t index;
+    for (int emptied = 0; atomic_load(&job->status) == SA_OK && (index = sa_take(job->tasks, slot, &emptied)) >= 0;) {
         int status = job->task(job->context, index);
         if (status) cancel(job, status);
         sa_checkpoint();
@@ -324,21 +318,31 @@ static void work_with(struct job *job, int helpers)
     if (lent) sa_team_end(&loan);
 }
 
-int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads)
+static int run(ptrdiff_t count, sa_task task, void *context, int threads, bool in_turns)
 {
-    if (me.job) return run_serially(count, task, context);
-    if (count <= 0) return SA_OK;
-    int threads = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
-    int helpers = (count < threads ? (int)count : threads) - 1;
-    struct job job = {.task = task, .context = context, .count = count, .core = sa_core()};
+    if (me.job || count <= 0) return run_serially(count, task, context);
+    int most = threads < MAX_THREADS ? threads : MAX_THREADS;
+    int helpers = (count < most ? (int)count : most) - 1;
+    struct sa_shares tasks;
+    sa_deal(&tasks, count, in_turns || helpers < 1 ? 1 : 1 + helpers);
+    struct job job = {.task = task, .context = context, .tasks = &tasks, .core = sa_core()};
     int64_t now = sa_clock_ns();
-    if (now - me.polled > POLL_NS) /* not for long: a short call needs no poll */
-        me.polled = now;
+    if (now - me.polled > POLL_NS) me.polled = now; /* not for long: a short call needs no poll */
     if (helpers > 0)
         work_with(&job, helpers);
     else
         work_on(&job, 0);
     return atomic_load(&job.status);
+}
+
+int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads)
+{
+    return run(count, task, context, num_threads, false);
+}
+
+int sa_parallel_in_turns(ptrdiff_t count, sa_task task, void *context, int num_threads)
+{
+    return run(count, task, context, num_threads, true);
 }
 
 int selfattn_get_num_threads(void)

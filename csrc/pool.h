@@ -6,14 +6,18 @@
 
 enum { SA_OK = 0, SA_INTERRUPTED = 1, SA_NO_MEMORY = 2 };
 
-/* One piece of a job. Returns SA_OK, or a status that cancels the tasks not yet begun. Tasks begin in the order of
- * their index, on any thread: what a task writes may depend on its index and the context, never on its thread. */
+/* One piece of a job. Returns SA_OK, or a status that cancels the tasks not yet begun. Tasks begin on any thread: what a
+ * task writes may depend on its index and the context, never on its thread. */
 typedef int (*sa_task)(void *context, ptrdiff_t index);
 
-/* Runs task(context, 0 .. count - 1) on the calling thread and at most num_threads - 1 helpers. Returns when no
- * thread touches the context any more: SA_OK, or the first non-zero status. May be called by several threads at once
- * (they share the workers); inside a task it runs serially on that thread. */
+/* Runs task(context, 0 .. count - 1) on the calling thread and at most num_threads - 1 helpers, each of which begins
+ * with neighbours: thread i of n with task i * count / n, or so. Returns when no thread touches the context any more:
+ * SA_OK, or the first non-zero status. May be called by several threads at once (they share the workers); inside a task
+ * it runs serially on that thread. */
 int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads);
+
+/* The same, but tasks begin in the order of their index. */
+int sa_parallel_in_turns(ptrdiff_t count, sa_task task, void *context, int num_threads);
 
 /* Inside a long task: non-zero means stop early and return it. Polls, if that is due, on the thread that called
  * sa_parallel_for. */

@@ -81,6 +81,8 @@ LINKED = ["-Wl,--wrap=pthread_create", "-ldl"]
 CASES = [  # of the harnesses, whoever helps
     "sums",
     "order",
+    "shares",
+    "late",
     "slots",
     "together",
     "nested",

@@ -154,7 +154,56 @@ static int rises(void *context, ptrdiff_t index)
 static void test_order(void)
 {
     atomic_ptrdiff_t begun = 0;
-    CHECK(sa_parallel_for(MOST, rises, &begun, 8) == SA_OK);
+    CHECK(sa_parallel_in_turns(MOST, rises, &begun, 8) == SA_OK);
+    CHECK(begun == MOST);
+}
+
+/* Each thread has a share: it begins with the first task of it and goes on to the next, unless another was faster. */
+struct shares {
+    ptrdiff_t count;
+    atomic_int arrived;
+    ptrdiff_t begun[SLOTS];
+};
+
+static int begins_its_own(void *context, ptrdiff_t index)
+{
+    struct shares *shares = context;
+    int slot = sa_slot();
+    if (shares->begun[slot]++ > 0) return SA_OK;
+    ptrdiff_t each = shares->count / SLOTS, more = shares->count % SLOTS;
+    CHECK(index == slot * each + (slot < more ? slot : more));
+    atomic_fetch_add(&shares->arrived, 1); /* nobody has emptied a share before everybody has come */
+    for (double end = seconds() + 10; atomic_load(&shares->arrived) < SLOTS;)
+        CHECK(seconds() < end);
+    return SA_OK;
+}
+
+static void test_shares(void)
+{
+    for (ptrdiff_t count = SLOTS; count < 4 * SLOTS; count++) {
+        struct shares shares = {.count = count};
+        CHECK(sa_parallel_for(count, begins_its_own, &shares, SLOTS) == SA_OK);
+        for (int slot = 0; slot < SLOTS; slot++)
+            count -= shares.begun[slot];
+        CHECK(count == 0);
+        count = shares.count;
+    }
+}
+
+/* A share whose thread is held up is done by the others. */
+static int first_waits(void *context, ptrdiff_t index)
+{
+    atomic_ptrdiff_t *begun = context;
+    atomic_fetch_add(begun, 1);
+    for (double end = seconds() + 10; index == 0 && atomic_load(begun) < MOST;)
+        CHECK(seconds() < end);
+    return SA_OK;
+}
+
+static void test_late(void)
+{
+    atomic_ptrdiff_t begun = 0;
+    CHECK(sa_parallel_for(MOST, first_waits, &begun, 3) == SA_OK);
     CHECK(begun == MOST);
 }
 
@@ -639,6 +688,10 @@ static const struct {
 } cases[] = {
     {"sums", test_sums},
     {"order", test_order},
+    {"shares", test_shares},
+    {"late", test_late},
+    {"shares", test_shares},
+    {"late", test_late},
     {"slots", test_slots},
     {"together", test_together},
     {"nested", test_nested},

@@ -52,17 +52,16 @@ __attribute__((destructor)) static void check_loans(void)
     if (loans != before) _exit(5);
 }
 
-static int after_an_operation(ptrdiff_t count, sa_task task, void *context, int num_threads)
+static void operation(void)
 {
     atomic_int threads = 0;
-    if (getpid() == first_process) { /* OpenMP itself hangs in the child of a fork */
-        if (omp_get_level() == 0) omp_set_num_threads(omp_get_max_threads()); /* as PyTorch does on each thread */
+    if (getpid() != first_process) return; /* OpenMP itself hangs in the child of a fork */
+    if (omp_get_level() == 0) omp_set_num_threads(omp_get_max_threads()); /* as PyTorch does on each thread */
 #pragma omp parallel
-        atomic_fetch_add(&threads, 1);
-    }
-    return sa_parallel_for(count, task, context, num_threads);
+    atomic_fetch_add(&threads, 1);
 }
 
 #define OTHER_THREADS (9 * omp_get_max_threads()) /* main and eight callers have a team each */
-#define sa_parallel_for after_an_operation
+#define sa_parallel_for(...) (operation(), sa_parallel_for(__VA_ARGS__))
+#define sa_parallel_in_turns(...) (operation(), sa_parallel_in_turns(__VA_ARGS__))
 #include "pool_harness.c"

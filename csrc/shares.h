@@ -1,0 +1,46 @@
+/* shares.h -- the tasks of a job, dealt out to its threads.
+ *
+ * A thread begins with a share of its own: neighbours, so that what it touches stays in the caches of its core from one
+ * task to the next, and from one call to the next, since the same thread has the same share again. It takes from the
+ * others' shares when its own is empty, so they end together whoever came late. One share only: all take turns. */
+#ifndef SELFATTN_SHARES_H
+#define SELFATTN_SHARES_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+
+enum { SA_MOST_SHARES = 64, SA_SHARE_ALIGNMENT = 64 }; /* a cache line: to take one's own disturbs nobody */
+
+struct sa_shares {
+    int count;
+    struct sa_share {
+        _Alignas(SA_SHARE_ALIGNMENT) atomic_ptrdiff_t next;
+        ptrdiff_t end;
+    } share[SA_MOST_SHARES]; /* only so many of them are set as there are: 4 KB are not for a call of 3 us */
+};
+
+static inline void sa_deal(struct sa_shares *shares, ptrdiff_t tasks, int threads)
+{
+    int count = threads < SA_MOST_SHARES ? threads : SA_MOST_SHARES;
+    ptrdiff_t each = tasks / count, more = tasks % count, next = 0;
+    shares->count = count;
+    for (int i = 0; i < count; i++) {
+        shares->share[i].end = next + each + (i < more);
+        atomic_init(&shares->share[i].next, next);
+        next = shares->share[i].end;
+    }
+}
+
+/* The next task of this thread, -1 after the last. `emptied`: how many shares it has found empty, 0 at first. */
+static inline ptrdiff_t sa_take(struct sa_shares *shares, int slot, int *emptied)
+{
+    for (; *emptied < shares->count; ++*emptied) {
+        struct sa_share *share = &shares->share[(slot + *emptied) % shares->count];
+        if (atomic_load(&share->next) >= share->end) continue;
+        ptrdiff_t index = atomic_fetch_add(&share->next, 1);
+        if (index < share->end) return index;
+    }
+    return -1;
+}
+
+#endif
