@@ -41,11 +41,25 @@ void sa_leave_core(int core)
 #endif
 }
 
-int64_t sa_clock_ns(void)
+static int64_t clock_ns(clockid_t clock)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int64_t sa_clock_ns(void)
+{
+    return clock_ns(CLOCK_MONOTONIC);
+}
+
+int64_t sa_tick_ns(void)
+{
+#ifdef CLOCK_MONOTONIC_COARSE
+    return clock_ns(CLOCK_MONOTONIC_COARSE);
+#else
+    return sa_clock_ns();
+#endif
 }
 
 void sa_pause(void)

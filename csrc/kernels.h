@@ -68,6 +68,12 @@ struct sa_attention {
     const double *alibi_slopes, *sinks; /* NULL, or (num_heads,) */
 };
 
+/* Are a head's keys and values more than a core has of the last cache? */
+static inline int sa_many_keys(const struct sa_attention *a)
+{
+    return (double)a->kv_len * (double)(a->head_dim + a->value_dim) * sizeof(float) >= 4 << 20;
+}
+
 /* What a call is for: the weighted values, with or without lse; the weights (out is (..., head, query, key)); what is to
  * be known of each row (in the place of lse, (..., head, query, 2), contiguous) for the weights' sums over the queries
  * (out is float64 (..., head, key), contiguous). Only the first has values. */
@@ -86,6 +92,7 @@ struct sa_tile {
     ptrdiff_t q_len, valid_keys;        /* no key from valid_keys on is seen */
     ptrdiff_t position0;                /* of query 0 among the keys */
     ptrdiff_t row0, rows;
+    int last_rows;              /* of the head: where its tiles begin */
     const struct sa_tile *next; /* NULL, or the one this thread is likely to compute next: fetched meanwhile */
 };
 

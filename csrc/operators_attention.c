@@ -73,14 +73,12 @@ static int fetches_next(const struct sa_attention *a)
            queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > NUMBERS;
 }
 
-/* Shares need many tiles for each thread, as tiles differ under a mask. And where a head's keys and values exceed a
- * core's part of the last cache, threads that take turns read them together. */
+/* Shares need many tiles for each thread, as tiles differ under a mask. And of many keys and values each is read by all
+ * threads at about the same time, if they take turns. */
 static int takes_turns(const struct attention_job *job, int num_threads)
 {
-    enum { TILES_PER_THREAD = 4, BYTES = 4 << 20 };
-    const struct sa_attention *a = job->args;
-    double head = (double)a->kv_len * (double)(a->head_dim + a->value_dim) * (double)sizeof(float);
-    return job->tiles.count < TILES_PER_THREAD * (ptrdiff_t)num_threads || head >= BYTES;
+    enum { TILES_PER_THREAD = 4 };
+    return job->tiles.count < TILES_PER_THREAD * (ptrdiff_t)num_threads || sa_many_keys(job->args);
 }
 
 static int attention_task(void *context, ptrdiff_t index)
@@ -113,12 +111,11 @@ static int merge_task(void *context, ptrdiff_t index)
 
 static int run_tiles(struct attention_job *job, int forward, int num_threads)
 {
-    int (*run)(ptrdiff_t, sa_task, void *, int) = sa_parallel_for;
-    job->next_tile = 1;
-    if (takes_turns(job, num_threads)) run = sa_parallel_in_turns, job->next_tile = num_threads;
-    if (!forward || !fetches_next(job->args)) job->next_tile = PTRDIFF_MAX;
+    int turns = takes_turns(job, num_threads);
+    job->next_tile = !forward || !fetches_next(job->args) ? PTRDIFF_MAX : turns ? num_threads : 1;
     job->split = forward ? split_tiles(job, num_threads) : (struct split){.first_tile = job->tiles.count};
     const struct split *s = &job->split;
+    int (*run)(ptrdiff_t, sa_task, void *, int) = turns ? sa_parallel_in_turns : sa_parallel_for;
     int status = run(s->first_tile + s->tiles * s->spans, attention_task, job, num_threads);
     if (!status && s->tiles) status = sa_parallel_for(s->tiles, merge_task, job, num_threads);
     free(s->states);

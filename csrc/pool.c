@@ -96,7 +96,7 @@ static void cancel(struct job *job, int status)
 /* The poll may run anything: signal handlers, a job, fork(). It finds a thread without a job or a workspace. */
 static void poll_if_due(struct job *job)
 {
-    int64_t now = sa_clock_ns();
+    int64_t now = sa_tick_ns();
     int (*poll)(void) = atomic_load(&poll_function);
     if (!poll || now - me.polled < POLL_NS) return;
     struct thread saved = me;
@@ -106,7 +106,7 @@ static void poll_if_due(struct job *job)
     int status = poll();
     sa_resume_workspace(workspace);
     me = saved;
-    me.polled = sa_clock_ns();
+    me.polled = sa_tick_ns();
     if (pool.generation != generation && atomic_exchange(&job->helpers, 0) > 0)
         status = SA_INTERRUPTED; /* a forked child: the helpers, and what they were at, stayed behind */
     if (status) cancel(job, SA_INTERRUPTED);
@@ -326,7 +326,7 @@ static int run(ptrdiff_t count, sa_task task, void *context, int threads, bool i
     struct sa_shares tasks;
     sa_deal(&tasks, count, in_turns || helpers < 1 ? 1 : 1 + helpers);
     struct job job = {.task = task, .context = context, .tasks = &tasks, .core = sa_core()};
-    int64_t now = sa_clock_ns();
+    int64_t now = sa_tick_ns();
     if (now - me.polled > POLL_NS) me.polled = now; /* not for long: a short call needs no poll */
     if (helpers > 0)
         work_with(&job, helpers);

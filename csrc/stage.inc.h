@@ -126,6 +126,14 @@ static struct operand staged_rows(const struct sa_attention *a, const struct sa_
     return (struct operand){(const char *)s->room + (first - s->first) / s->keys_per_step * row, row, sizeof(real)};
 }
 
+/* Do a tile's keys and values come from afar, if they are read where they lie? The tile that is begun first brings them
+ * into the caches, and to fetch them once more costs 1 %, on AVX2 4 %; unless they are too many to stay, or the others see
+ * keys that it does not. */
+static int come_from_afar(const struct sa_attention *a, const struct sa_tile *t)
+{
+    return t->last_rows || a->left.bounded || sa_many_keys(a);
+}
+
 /* A prefetch may point past the end of an array: it never faults. Pages are not fetched ahead; of what is staged, a
  * block's rows, once. */
 static struct ahead rows_ahead(const struct sa_attention *a, const struct staged *s, ptrdiff_t key, int wanted)

@@ -101,7 +101,7 @@ static void look(void)
 
 static void look_if_due(void)
 {
-    int64_t now = sa_clock_ns();
+    int64_t now = sa_tick_ns();
     if (now - atomic_load(&known.looked) < LOOK_NS) return;
     atomic_store(&known.looked, now);
     look();

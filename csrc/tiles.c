@@ -6,11 +6,11 @@
 static ptrdiff_t leading_offset(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t item)
 {
     ptrdiff_t offset = 0;
-    for (int d = a->num_leading - 1; d >= 0; --d) {
+    for (int d = a->num_leading - 1; d > 0; --d) {
         offset += item % a->leading_shape[d] * array->leading[d];
         item /= a->leading_shape[d];
     }
-    return offset;
+    return a->num_leading > 0 ? offset + item * array->leading[0] : offset;
 }
 
 char *sa_item_head(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t item, ptrdiff_t head)
@@ -80,6 +80,7 @@ struct sa_tile sa_tile_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_
     if (a->causal == SA_CAUSAL_BOTTOM_RIGHT || a->block_table) kv_len = t.valid_keys;
     t.position0 = a->causal == SA_CAUSAL_TOP_LEFT ? 0 : kv_len - t.q_len;
     t.rows = smaller(t.q_len * group - t.row0, rows);
+    t.last_rows = t.q_len * group - t.row0 == t.rows;
     return t;
 }
 
