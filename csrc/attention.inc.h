@@ -62,6 +62,7 @@ static int score_block(const struct sa_attention *a, const struct sa_tile *t, co
     } else {
         struct operand keys = staged_rows(a, t, &b->keys, b->first, b->last);
         int staged = needs_staging(a), wanted = staged ? !b->values.done : b->fetch;
+        b->fetch = 0;
         ptrdiff_t next = b->first + (staged ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
         struct ahead ahead[2] = {rows_ahead(a, &b->keys, next, wanted), rows_ahead(a, &b->values, b->first, wanted)};
         multiply_keys(p, b, steps(a->head_dim), SCORE_CHAIN / TERMS, keys, p->query, scores, done ? b->max : NULL,
@@ -278,7 +279,7 @@ static real *set_block(const struct sa_attention *a, const struct sa_tile *t, re
     b->capped = NULL;
     b->next[0] = b->next[1] = (struct ahead){NULL, 0, 0};
     b->next_rows = 0;
-    b->fetch = come_from_afar(a, t);
+    b->afar = come_from_afar(a, t);
     b->scores = memory;
     b->bias = memory += panel_numbers(SA_KEY_BLOCK);
     memory += panel_numbers(SA_KEY_BLOCK);
@@ -373,4 +374,5 @@ static void begin_block(struct block *b, ptrdiff_t first, ptrdiff_t last)
     b->keys.first = b->values.first = first / TERMS * TERMS;
     b->keys.last = b->values.last = last;
     b->keys.done = b->values.done = 0;
+    b->fetch = b->afar;
 }

@@ -155,6 +155,7 @@ struct sa_kernels {
     const struct sa_kernels
         *bfloat16; /* attention with products in bfloat16; NULL where there is no instruction for it */
 
+    int (*needs_staging)(const struct sa_attention *); /* do a tile's panels share a copy of keys and values? */
     size_t (*attention_workspace)(const struct sa_attention *);
     int (*attention)(const struct sa_attention *, const struct sa_tile *, void *workspace);
     /* The same in parts: each span of the keys that a tile may see, kept in span_bytes; then all of them merged. */

@@ -40,6 +40,7 @@ const struct sa_kernels SA_TABLE() = {
     .terms = TERMS,
     .panel_width = PANEL_LANES,
     .runs_here = runs_here,
+    .needs_staging = needs_staging,
     .attention_workspace = attention_workspace,
     .attention = attention,
     .key_range = key_range,

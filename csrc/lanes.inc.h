@@ -59,7 +59,7 @@ struct block {
     int partly_seen; /* so much that it pays to leave out what a vector does not see (seen.inc.h) */
     enum biased biased;
     struct staged keys, values;
-    int fetch;            /* both, where they lie: they come from afar */
+    int afar, fetch; /* where keys and values are not staged: they come from there; the block is still to be fetched */
     struct ahead next[2]; /* queries and outputs of the next tile, to be fetched with the next values: */
     ptrdiff_t next_rows;  /* so many more of them */
 };

@@ -10,10 +10,8 @@
 static ptrdiff_t rows_to_share(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     enum { TILES_PER_THREAD = 4 };
-    enum sa_dtype real = kernels->number_bytes == 8 ? SA_FLOAT64 : SA_FLOAT32;
     ptrdiff_t rows = SA_TASK_ROWS, heads = a->items * a->num_kv_heads;
-    if (kernels->terms == 1 && a->kv_dtype == real && !a->block_table) return rows;
-    while (rows < SA_MOST_SHARED * SA_TASK_ROWS &&
+    while (kernels->needs_staging(a) && rows < SA_MOST_SHARED * SA_TASK_ROWS &&
            heads * sa_tiles_of(a, a->q_len, 2 * rows) >= TILES_PER_THREAD * num_threads)
         rows *= 2;
     return rows;

@@ -1,5 +1,5 @@
 /* stage.inc.h -- the keys and values of a block as operands: read where they lie if they are numbers to compute with
- * and lie at one stride; otherwise (half precision, int8, pages, pairs) brought together once per block, for all panels. */
+ * and lie at one good stride; otherwise (half precision, int8, pages, pairs) brought together once per block, for all panels. */
 
 struct staged {
     const struct sa_array *array;
@@ -11,9 +11,17 @@ struct staged {
     int done;
 };
 
+/* Do the keys share a few sets of the caches, as rows that are pages apart do, and are read again and again, as by many
+ * queries in panels of 16? */
+static int crowded(const struct sa_attention *a)
+{
+    return SA_VECTOR_BYTES == 32 && a->key.row % 4096 == 0 && a->key.row != 0 &&
+           a->q_len * a->num_heads >= SA_TASK_ROWS * a->num_kv_heads;
+}
+
 static int needs_staging(const struct sa_attention *a)
 {
-    return a->kv_dtype != SA_REAL || a->block_table || TERMS == 2;
+    return a->kv_dtype != SA_REAL || a->block_table || TERMS == 2 || crowded(a);
 }
 
 static const char *row_address(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s,
@@ -115,7 +123,7 @@ static struct operand staged_rows(const struct sa_attention *a, const struct sa_
                                   ptrdiff_t first, ptrdiff_t last)
 {
     int one_stride = !t->pages || first / a->page_size == (last - 1) / a->page_size;
-    int as_it_lies = a->kv_dtype == SA_REAL;
+    int as_it_lies = a->kv_dtype == SA_REAL && !crowded(a);
     if (TERMS == 2) /* pairs of dimensions, side by side in memory */
         as_it_lies = a->kv_dtype == SA_BFLOAT16 && s->keys_per_step == 1 && s->array->col == 2 && s->width % 2 == 0;
     if (as_it_lies && one_stride)

@@ -48,6 +48,14 @@ def _sliced(array: NDArray) -> NDArray:
     return inside
 
 
+def _rows_on_pages(array: NDArray) -> NDArray:
+    """Rows a multiple of 4096 bytes apart: they meet in a few sets of the caches."""
+    pages = -(-array.shape[-1] * array.itemsize // 4096)
+    room = np.full((*array.shape[:-1], pages * 4096 // array.itemsize), _filler(array), array.dtype)
+    room[..., : array.shape[-1]] = array
+    return room[..., : array.shape[-1]]
+
+
 def _negative(array: NDArray) -> NDArray:
     return np.flip(np.flip(array).copy())
 
@@ -77,6 +85,7 @@ LAYOUTS: dict[str, Callable[[NDArray], NDArray]] = {
     "fortran": np.asfortranarray,
     "transposed": lambda a: np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2),
     "heads_inside": lambda a: np.ascontiguousarray(a.swapaxes(-2, -3)).swapaxes(-2, -3),
+    "rows_on_pages": _rows_on_pages,
     "negative": _negative,
     "every_other": _every_other,
     "sliced": _sliced,
