@@ -70,7 +70,7 @@ bench-tables: $(PEERS)/bench  ## measure all that README and docs/benchmarks.md 
 	$(BENCH) operator --precision bfloat16 --threads 1,2 --vs torch,openvino --rounds 7 --json bench/results/operator-bfloat16.json
 	$(BENCH) decode --threads 1,2 --rounds 5 --min-time 0.03 --json bench/results/decode.json
 	$(BENCH) encoder --threads 1,2 --rounds 3 --json bench/results/encoder.json --plot docs/bench-encoder.png
-	$(BENCH) encoder --precision bfloat16 --threads 1,2 --vs torch,openvino --rounds 3 --json bench/results/encoder-bfloat16.json
+	$(BENCH) encoder --precision bfloat16 --threads 1,2 --vs torch,openvino --rounds 5 --json bench/results/encoder-bfloat16.json
 	for script in masks sizes gradients threads growth footprint soak; do \
 	    $(PEERS_PY) bench/$$script.py --json bench/results/$$script.json || exit 1; \
 	done
