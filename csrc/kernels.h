@@ -92,7 +92,7 @@ struct sa_tile {
     ptrdiff_t q_len, valid_keys;        /* no key from valid_keys on is seen */
     ptrdiff_t position0;                /* of query 0 among the keys */
     ptrdiff_t row0, rows;
-    int last_rows;              /* of the head: where its tiles begin */
+    int first;                  /* of its head to be begun: it brings keys and values into the caches */
     const struct sa_tile *next; /* NULL, or the one this thread is likely to compute next: fetched meanwhile */
 };
 

@@ -130,6 +130,7 @@ static int column_sums_task(void *context, ptrdiff_t index)
     int status = workspace ? SA_OK : SA_NO_MEMORY;
     for (ptrdiff_t tile = 0; tile < job->tiles.per_head && !status; ++tile) {
         struct sa_tile t = sa_tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tile, SA_TASK_ROWS);
+        t.first = tile == 0;
         status = job->kernels->column_sums(a, &t, span * SA_KEY_SPAN, workspace);
     }
     return status;

@@ -35,6 +35,7 @@ static int backward_tiles(const struct backward_job *job, ptrdiff_t head_index, 
     for (ptrdiff_t tile = 0; !status; ++tile) {
         struct sa_tile t = sa_tile_of(a, item, kv_head, tile, SA_TASK_ROWS);
         if (t.rows <= 0) break;
+        t.first = tile == 0;
         status = backward_tile(job, t, part, span, workspace);
     }
     return status;

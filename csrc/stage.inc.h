@@ -139,7 +139,7 @@ static struct operand staged_rows(const struct sa_attention *a, const struct sa_
  * keys that it does not. */
 static int come_from_afar(const struct sa_attention *a, const struct sa_tile *t)
 {
-    return t->last_rows || a->left.bounded || sa_many_keys(a);
+    return t->first || a->left.bounded || sa_many_keys(a);
 }
 
 /* A prefetch may point past the end of an array: it never faults. Pages are not fetched ahead; of what is staged, a

@@ -80,7 +80,6 @@ struct sa_tile sa_tile_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_
     if (a->causal == SA_CAUSAL_BOTTOM_RIGHT || a->block_table) kv_len = t.valid_keys;
     t.position0 = a->causal == SA_CAUSAL_TOP_LEFT ? 0 : kv_len - t.q_len;
     t.rows = smaller(t.q_len * group - t.row0, rows);
-    t.last_rows = t.q_len * group - t.row0 == t.rows;
     return t;
 }
 
@@ -135,7 +134,10 @@ struct sa_tile sa_tile_at(const struct sa_attention *a, const struct sa_tiles *t
         item = index / (per_head * a->num_kv_heads);
         rest = index % (per_head * a->num_kv_heads);
     }
-    return sa_tile_of(a, item, rest / per_head, per_head - 1 - rest % per_head, tiles->rows);
+    ptrdiff_t begun = rest % per_head; /* of the head, before */
+    struct sa_tile t = sa_tile_of(a, item, rest / per_head, per_head - 1 - begun, tiles->rows);
+    t.first = begun == 0;
+    return t;
 }
 
 double sa_multiply_adds(const struct sa_attention *a, const struct sa_tiles *tiles)
