@@ -9,20 +9,20 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
-enum { SA_MOST_SHARES = 64, SA_SHARE_ALIGNMENT = 64 }; /* a cache line: to take one's own disturbs nobody */
+enum { SA_MOST_SHARES = 16, SA_SHARE_ALIGNMENT = 64 }; /* a cache line: to take one's own disturbs nobody */
 
 struct sa_shares {
     int count;
     struct sa_share {
         _Alignas(SA_SHARE_ALIGNMENT) atomic_ptrdiff_t next;
         ptrdiff_t end;
-    } share[SA_MOST_SHARES]; /* only so many of them are set as there are: 4 KB are not for a call of 3 us */
+    } share[SA_MOST_SHARES]; /* on the stack of a call of 3 us, which four times as many make longer by 2 % */
 };
 
 static inline void sa_deal(struct sa_shares *shares, ptrdiff_t tasks, int threads)
 {
     int count = threads < SA_MOST_SHARES ? threads : SA_MOST_SHARES;
-    ptrdiff_t each = tasks / count, more = tasks % count, next = 0;
+    ptrdiff_t each = count == 1 ? tasks : tasks / count, more = tasks - each * count, next = 0;
     shares->count = count;
     for (int i = 0; i < count; i++) {
         shares->share[i].end = next + each + (i < more);
