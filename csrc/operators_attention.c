@@ -5,13 +5,15 @@
 
 #include <stdlib.h>
 
+enum { TILES_PER_THREAD = 4 }; /* at least, for threads that are to end together */
+
 /* Panels that need their keys and values staged share them: a tile is then several, where enough are left for the
  * threads. Bits do not depend on it. */
 static ptrdiff_t rows_to_share(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
-    enum { TILES_PER_THREAD = 4 };
     ptrdiff_t rows = SA_TASK_ROWS, heads = a->items * a->num_kv_heads;
-    while (kernels->needs_staging(a) && rows < SA_MOST_SHARED * SA_TASK_ROWS &&
+    if (!kernels->needs_staging(a)) return rows;
+    while (rows < SA_MOST_SHARED * SA_TASK_ROWS &&
            heads * sa_tiles_of(a, a->q_len, 2 * rows) >= TILES_PER_THREAD * num_threads)
         rows *= 2;
     return rows;
@@ -75,7 +77,6 @@ static int fetches_next(const struct sa_attention *a)
  * threads at about the same time, if they take turns. */
 static int takes_turns(const struct attention_job *job, int num_threads)
 {
-    enum { TILES_PER_THREAD = 4 };
     return job->tiles.count < TILES_PER_THREAD * (ptrdiff_t)num_threads || sa_many_keys(job->args);
 }
 

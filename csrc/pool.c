@@ -106,7 +106,7 @@ static void poll_if_due(struct job *job)
     int status = poll();
     sa_resume_workspace(workspace);
     me = saved;
-    me.polled = sa_tick_ns();
+    me.polled = sa_clock_ns(); /* which no tick is ahead of: so never sooner than POLL_NS from here */
     if (pool.generation != generation && atomic_exchange(&job->helpers, 0) > 0)
         status = SA_INTERRUPTED; /* a forked child: the helpers, and what they were at, stayed behind */
     if (status) cancel(job, SA_INTERRUPTED);

@@ -26,9 +26,9 @@ int sa_checkpoint(void);
 /* Inside a task: which of its job's threads this is, 0 <= slot < num_threads. */
 int sa_slot(void);
 
-/* The poll is called every 20 ms (less a tick of the system) at most, and only on the calling thread of a job; non-zero
- * cancels the job with SA_INTERRUPTED. It may do anything, also run jobs of its own. If it forks, and helpers were at
- * work, the child cannot complete the job: there sa_parallel_for returns SA_INTERRUPTED although no poll said so. */
+/* The poll is called at most every 20 ms and only on the calling thread of a job; non-zero cancels the job with
+ * SA_INTERRUPTED. It may do anything, also run jobs of its own. If it forks, and helpers were at work, the child
+ * cannot complete the job: there sa_parallel_for returns SA_INTERRUPTED although no poll said so. */
 void sa_set_poll(int (*poll)(void));
 
 /* This thread's scratch for the task at hand: 64-byte aligned, with any content, grown on demand and kept for the

@@ -358,7 +358,7 @@ static void test_poll(void)
         watch_polls(1000000);
         CHECK(sa_parallel_for(200 * threads, short_task, NULL, threads) == SA_OK);
         CHECK(polls >= 2 && polls <= 10 + 200 * threads / 20);
-        CHECK(shortest_gap > 0.009); /* 20 ms, less a tick of 10 ms at most */
+        CHECK(shortest_gap > 0.018);
         watch_polls(3);
         double start = seconds();
         CHECK(sa_parallel_for(20000, short_task, NULL, threads) == SA_INTERRUPTED);
@@ -688,8 +688,6 @@ static const struct {
 } cases[] = {
     {"sums", test_sums},
     {"order", test_order},
-    {"shares", test_shares},
-    {"late", test_late},
     {"shares", test_shares},
     {"late", test_late},
     {"slots", test_slots},
