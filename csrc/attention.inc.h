@@ -17,6 +17,7 @@ enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain o
 #include "dropout.inc.h"
 #include "few.inc.h"
 #include "few_values.inc.h"
+#include "rows.inc.h"
 
 /* ---- pass 1: the scores of the keys first .. last - 1 of a block ---- */
 
@@ -41,10 +42,16 @@ static int find_keys(const struct sa_attention *a, const struct sa_tile *t, cons
     return b->first < b->last && b->biased != ALL_MASKED;
 }
 
+/* May a key of the block be hidden from some lane? */
+static int is_masked(const struct block *b)
+{
+    return b->ranged || b->biased != NOT_BIASED;
+}
+
 /* Are the scores of a block done as they are multiplied? */
 static int unmasked(const struct block *b, struct scaling scaling)
 {
-    return !b->ranged && b->biased == NOT_BIASED && !scaling.natural;
+    return !is_masked(b) && !scaling.natural;
 }
 
 /* Returns 0 if no lane sees a key of the block that begins at key0. */
@@ -169,12 +176,17 @@ static void add_values(const struct sa_attention *a, const struct sa_tile *t, st
 {
     struct operand rows = staged_rows(a, t, &b->values, b->first, b->last), values = {rows.data, rows.col, rows.row};
     struct panel outputs = {p->span.outputs, p->width};
-    if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(values, a->value_dim, steps(b->last - b->first)))
-        add_visible_values(p, b, values, a->value_dim, outputs, rescale); /* 0 * NaN must not reach other lanes */
+    int visible_only = hides_infinite(p, b, rows, a->value_dim);
+    if (p->by_rows && visible_only)
+        add_visible_rows(p, b, a->value_dim, rows, rescale);
+    else if (p->by_rows)
+        add_rows(p, b, a->value_dim, rows, rescale, b->next);
+    else if (visible_only)
+        add_visible_values(p, b, values, a->value_dim, outputs, rescale);
     else
         multiply_values(p->span.empty ? multiply_store : multiply_rescale, p, b, a->value_dim, values, b->scores,
                         p->width, outputs, rescale, b->next);
-    if (b->next_rows > 0) fetched_next(b, a->value_dim);
+    if (b->next_rows > 0) fetched_next(b, p->by_rows ? p->rows : a->value_dim);
 }
 
 /* The softmax of a few rows, row by row. */
@@ -186,14 +198,6 @@ static void softmax_few(ptrdiff_t rows, real c, struct few_rows *f, struct state
     vstore(max, new);
     few_weights(f, rows, max, c, sums);
     vstore(s->sum, vfma(vload(s->sum), vload(rescale), vload(sums)));
-}
-
-/* Are there values that must not reach every lane? */
-static int visible_only(const struct sa_attention *a, const struct sa_tile *t, struct block *b)
-{
-    if (!b->ranged && b->biased == NOT_BIASED) return 0;
-    struct operand rows = staged_rows(a, t, &b->values, b->first, b->last);
-    return !all_finite((struct operand){rows.data, rows.col, rows.row}, a->value_dim, b->last - b->first);
 }
 
 static void attend_few(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct scaling scaling,
@@ -215,14 +219,15 @@ static void attend_few(const struct sa_attention *a, const struct sa_tile *t, st
         if (a->dropout != 0.0) drop(a, t, p, b->first, b->last, b->scores, b->stride);
         few_from_panel(&f, p->rows, scores);
     }
-    if (p->span.outputs && visible_only(a, t, b)) {
-        if (!p->span.empty) few_outputs_to_panel(p, a->value_dim);
-        add_values(a, t, p, b, rescale);
-        few_outputs_from_panel(p, a->value_dim);
-    } else if (p->span.outputs) {
-        struct few_sums sums = {p->span.outputs, few_outputs(p, a->value_dim), p->span.empty ? NULL : rescale,
-                                a->value_dim};
-        few_values(a->kv_dtype, p->rows, &f, &sums);
+    if (p->span.outputs) {
+        struct operand values =
+            is_masked(b) ? staged_rows(a, t, &b->values, b->first, b->last) : (struct operand){NULL, 0, 0};
+        struct few_sums sums = {p->span.outputs + a->value_dim * p->width, p->span.outputs,
+                                p->span.empty ? NULL : rescale, a->value_dim};
+        if (hides_infinite(p, b, values, a->value_dim))
+            add_visible_rows(p, b, a->value_dim, values, rescale);
+        else
+            few_values(a->kv_dtype, p->rows, &f, &sums);
     }
     p->span.empty = 0;
 }
@@ -328,6 +333,7 @@ static void begin_panel(const struct sa_attention *a, const struct sa_tile *t, p
     p->rows = smaller(PANEL_LANES, t->rows - row);
     p->nv = (int)((p->rows + LANES - 1) / LANES);
     p->width = p->nv * LANES;
+    p->by_rows = outputs_by_rows(a, p);
     set_ranges(a, t, p);
 }
 

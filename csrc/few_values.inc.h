@@ -1,11 +1,5 @@
 /* few_values.inc.h -- the weighted values of a few rows: dimensions in the lanes, row by row; see few.inc.h. */
 
-/* Where the weighted values of a few rows are, while they are a span's: row by row, behind the panel. */
-static real *few_outputs(const struct lanes *p, ptrdiff_t dim)
-{
-    return p->span.outputs + dim * p->width;
-}
-
 struct few_sums {
     real *chain, *outputs; /* rows x dim */
     const real *rescale;   /* NULL: there are no outputs yet */
@@ -116,21 +110,4 @@ static void few_values(enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, 
     if (dtype == SA_BFLOAT16) few_values_by(SA_BFLOAT16, rows, f, s);
     if (dtype == SA_INT8) few_values_by(SA_INT8, rows, f, s);
 #endif
-}
-
-/* The outputs of a span become a panel; or, where the values of a block must be added otherwise, rows again. */
-static void few_outputs_to_panel(const struct lanes *p, ptrdiff_t dim)
-{
-    const real *rows = few_outputs(p, dim);
-    memset(p->span.outputs, 0, (size_t)(dim * LANES) * sizeof(real));
-    for (ptrdiff_t r = 0; r < p->rows; ++r)
-        for (ptrdiff_t d = 0; d < dim; ++d)
-            p->span.outputs[d * LANES + r] = rows[r * dim + d];
-}
-
-static void few_outputs_from_panel(const struct lanes *p, ptrdiff_t dim)
-{
-    for (ptrdiff_t r = 0; r < p->rows; ++r)
-        for (ptrdiff_t d = 0; d < dim; ++d)
-            few_outputs(p, dim)[r * dim + d] = p->span.outputs[d * LANES + r];
 }

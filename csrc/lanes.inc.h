@@ -5,7 +5,7 @@ static const real LOG2E = (real)1.4426950408889634;
 
 /* A running softmax: outputs = sum of 2^((score - max) * c) * value, sum = the sum of the weights. */
 struct state {
-    real *outputs; /* value_dim x lanes */
+    real *outputs; /* value_dim x lanes; or rows x value_dim (rows.inc.h) */
     real max[PANEL_LANES], sum[PANEL_LANES];
     int empty; /* no key so far: outputs not yet written */
 };
@@ -14,6 +14,7 @@ struct lanes {
     int nv, width;        /* vectors, and nv * LANES */
     ptrdiff_t row0, rows; /* rows of the tile in these lanes, rows <= width */
     real *query;          /* head_dim x width */
+    int by_rows;          /* so lie the outputs */
     struct state span, total;
     real inverse[PANEL_LANES];                       /* what the weights and outputs of `total` are multiplied by */
     real sink_max[PANEL_LANES];                      /* the larger of maximum and sink, in natural units */

@@ -268,31 +268,40 @@ static void finish_scores(const struct sa_attention *a, const struct sa_tile *t,
 
 /* ---- values that must not reach every lane ---- */
 
-/* The largest magnitude of n elements, as bits; of pairs, that of both halves. */
-INLINE bits largest(const char *at, ptrdiff_t row, ptrdiff_t n)
-{
-    const bits MAGNITUDE = ~((bits)1 << (8 * sizeof(bits) - 1));
-    bits worst = 0;
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        bits element = *(const bits_any *)(at + i * row), magnitude = element & MAGNITUDE;
-        worst = magnitude > worst ? magnitude : worst;
-        if (TERMS == 2) worst = (element << 16 & MAGNITUDE) > worst ? element << 16 & MAGNITUDE : worst;
-    }
-    return worst;
-}
-
-/* Is every element of A finite? (The exponent's bits tell.) */
+/* Is every element of A finite, of pairs both halves? An exponent of ones alone carries into the sign, if it is
+ * raised by one. */
 static int all_finite(struct operand a, ptrdiff_t rows, ptrdiff_t depth)
 {
-    const bits INFINITE = sizeof(bits) == 4 ? (bits)0xff << 23 : (bits)((uint64_t)0x7ff << 52);
-    bits worst = 0;
+    const bits sign = (bits)1 << (8 * sizeof(bits) - 1), signs = TERMS == 2 ? sign | 0x8000 : sign;
+    const bits exponent = sizeof(bits) == 4 ? (bits)1 << 23 : (bits)((uint64_t)1 << 52);
+    const bits one = TERMS == 2 ? exponent | 0x80 : exponent;
+    vbits carried = {0};
+    bits found = 0;
     for (ptrdiff_t p = 0; p < depth; ++p) {
         const char *at = a.data + p * a.col;
-        int side_by_side = a.row == (ptrdiff_t)sizeof(real);
-        bits more = side_by_side ? largest(at, sizeof(real), rows) : largest(at, a.row, rows);
-        worst = more > worst ? more : worst;
+        ptrdiff_t i = 0;
+        for (; a.row == (ptrdiff_t)sizeof(real) && i + LANES <= rows; i += LANES)
+            carried |= ((vbits)vload((const real *)(at + i * a.row)) & ~signs) + one;
+        for (; i < rows; ++i)
+            found |= (*(const bits_any *)(at + i * a.row) & ~signs) + one;
     }
-    return worst < INFINITE;
+    for (int i = 0; i < LANES; ++i)
+        found |= carried[i];
+    return !(found & signs);
+}
+
+/* Is there a number that must not reach every lane, among the values of the keys that some lane does not see? 0 * NaN is
+ * NaN. rows: from step to step, and from dimension to dimension. */
+static int hides_infinite(const struct lanes *p, const struct block *b, struct operand rows, ptrdiff_t dim)
+{
+    ptrdiff_t keys = b->last - b->first, first = keys, last = keys; /* all lanes see the keys first .. last - 1 */
+    if (b->biased == NOT_BIASED) {
+        first = smaller(keys, larger(0, p->max_first - b->first));
+        last = larger(first, smaller(keys, p->min_last - b->first));
+    }
+    ptrdiff_t after = last < keys ? last / TERMS : steps(keys);
+    return !all_finite((struct operand){rows.data, rows.col, rows.row}, dim, steps(first)) ||
+           !all_finite((struct operand){rows.data + after * rows.row, rows.col, rows.row}, dim, steps(keys) - after);
 }
 
 /* A step's values for each lane: 0 at a key that the lane does not see. */

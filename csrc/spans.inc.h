@@ -7,9 +7,9 @@ static void merge_span(struct lanes *p, ptrdiff_t value_dim, real c)
     struct state *total = &p->total, *span = &p->span;
     if (span->empty) return;
     if (total->empty) {
-        struct state swap = *total;
+        real *room = total->outputs;
         *total = *span;
-        *span = swap;
+        span->outputs = room;
         return;
     }
     for (int v = 0; v < p->nv; ++v) {
@@ -19,7 +19,8 @@ static void merge_span(struct lanes *p, ptrdiff_t value_dim, real c)
         vstore(total->max + v * LANES, max);
         vreal sum = vload(total->sum + v * LANES) * old_factor;
         vstore(total->sum + v * LANES, vfma(vload(span->sum + v * LANES), add_factor, sum));
-        for (ptrdiff_t d = 0; total->outputs && d < value_dim; ++d) {
+        if (p->by_rows && total->outputs) merge_rows(p, v, value_dim, add_factor, old_factor);
+        for (ptrdiff_t d = 0; !p->by_rows && total->outputs && d < value_dim; ++d) {
             real *o = total->outputs + d * p->width + v * LANES;
             const real *s = span->outputs + d * p->width + v * LANES;
             vstore(o, vfma(vload(s), add_factor, vload(o) * old_factor));
@@ -40,9 +41,6 @@ static void attend_span(const struct sa_attention *a, const struct sa_tile *t, s
         for (int i = 0; i < count; ++i)
             attend_block(a, t, &panels[i], scaling, key, b);
     }
-    for (int i = 0; i < count; ++i)
-        if (few(a, &panels[i]) && panels[i].span.outputs && !panels[i].span.empty)
-            few_outputs_to_panel(&panels[i], a->value_dim);
 }
 
 /* Begins a tile of `count` panels, and does all spans. */
@@ -69,7 +67,7 @@ static void store_total(const struct sa_attention *a, const struct sa_tile *t, c
                         struct scaling scaling)
 {
     if (p->total.empty) memset(p->total.outputs, 0, (size_t)a->value_dim * (size_t)p->width * sizeof(real));
-    store_panel(a, &a->out, t->out, a->value_dim, p, p->total.outputs, p->inverse);
+    (p->by_rows ? store_rows : store_panel)(a, &a->out, t->out, a->value_dim, p, p->total.outputs, p->inverse);
     if (t->lse) store_lse(a, t, p, scaling);
 }
 

@@ -63,12 +63,13 @@ INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct 
     if (coming) coming->at = at;
 }
 
-/* What happens to the sums: they become C, are added to C, are added to C times a factor for each lane; or they become
- * C, or are added to C, and raise the running maximum of each lane. */
-enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_MAX, TILE_ADD_MAX };
+/* What happens to the sums: they become C, are added to C, are added to C times a factor for each lane; or for
+ * each row; or they become C, or are added to C, and raise the running maximum of each lane. */
+enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_RESCALE_ROWS, TILE_MAX, TILE_ADD_MAX };
 
 INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdiff_t depth, struct operand a,
-                 const real *b, ptrdiff_t b_stride, struct panel c, vreal lane[MAX_NV], struct coming *coming)
+                 const real *b, ptrdiff_t b_stride, struct panel c, vreal lane[MAX_NV], const real *factors,
+                 struct coming *coming)
 {
     vreal sum[MAX_TILE_ROWS][MAX_NV];
 #pragma GCC unroll 8
@@ -84,6 +85,7 @@ INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdif
             real *at = c.data + i * c.stride + v * LANES;
             if (mode == TILE_ADD || mode == TILE_ADD_MAX) sum[i][v] += vload(at);
             if (mode == TILE_RESCALE) sum[i][v] = vfma(vload(at), lane[v], sum[i][v]);
+            if (mode == TILE_RESCALE_ROWS) sum[i][v] = vfma(vload(at), vsplat(factors[i]), sum[i][v]);
             vstore(at, sum[i][v]);
             if (mode == TILE_MAX || mode == TILE_ADD_MAX) lane[v] = vmax(sum[i][v], lane[v]);
         }
@@ -124,8 +126,8 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
             fetch_ahead(&ahead[0], done, height);                                                                      \
             fetch_ahead(&ahead[1], done, height);                                                                      \
         }                                                                                                              \
+        tile(height, nv, mode, depth, a, b, b_stride, c, lane, lanes + done, NULL);                                    \
         done += (height);                                                                                              \
-        tile(height, nv, mode, depth, a, b, b_stride, c, lane, NULL);                                                  \
         a.data += (height) * a.row;                                                                                    \
         c.data += (height) * c.stride;                                                                                 \
         rows -= (height);                                                                                              \
@@ -155,7 +157,7 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
 typedef void multiply(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,
                       struct panel c, real *lanes, const struct ahead ahead[2]);
 
-/* TILE_RESCALE reads `lanes`, the MAX modes write the maximum of each lane there. */
+/* The RESCALE modes read `lanes`, TILE_RESCALE_ROWS a factor for each row; the MAX modes write the maximum of each lane there. */
 #define SA_MULTIPLY(name, mode)                                                                                        \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,     \
                      struct panel c, real *lanes, const struct ahead ahead[2])                                         \
@@ -165,6 +167,7 @@ typedef void multiply(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
 SA_MULTIPLY(multiply_store, TILE_STORE)
 SA_MULTIPLY(multiply_add, TILE_ADD)
 SA_MULTIPLY(multiply_rescale, TILE_RESCALE)
+SA_MULTIPLY(multiply_rescale_rows, TILE_RESCALE_ROWS)
 SA_MULTIPLY(multiply_max, TILE_MAX)
 SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
 #undef SA_MULTIPLY
@@ -183,7 +186,8 @@ INLINE void low_tile_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
 #define SA_HEIGHT(height)                                                                                              \
     case (height):                                                                                                     \
         if ((height) < TILE_ROWS(nv))                                                                                  \
-            tile(height, nv, mode, depth, a, b, b_stride, c, NULL, 2 * (height) < LEAST_ROWS_FAR ? NULL : coming);     \
+            tile(height, nv, mode, depth, a, b, b_stride, c, NULL, NULL,                                               \
+                 2 * (height) < LEAST_ROWS_FAR ? NULL : coming);                                                       \
         break;
         SA_HEIGHT(1)
         SA_HEIGHT(2)
@@ -230,7 +234,7 @@ INLINE void multiply_far_nv(const int nv, const enum tile_mode mode, ptrdiff_t r
             fetch_ahead(&ahead[1], done, (int)height);
         }
         if (height == full)
-            tile(TILE_ROWS(nv), nv, mode, depth, a, b, b_stride, c, NULL, &coming);
+            tile(TILE_ROWS(nv), nv, mode, depth, a, b, b_stride, c, NULL, NULL, &coming);
         else
             low_tile(nv, mode, height, depth, a, b, b_stride, c, &coming);
         a.data += height * a.row;

@@ -74,6 +74,14 @@ def _packed_record(array: NDArray) -> NDArray:
     return room["x"]
 
 
+def _rows_in_records(array: NDArray) -> NDArray:
+    """Rows side by side, from row to row no multiple of the item's size."""
+    record = np.dtype([("pad", np.uint8), ("row", array.dtype, array.shape[-1:])])
+    room = np.zeros(array.shape[:-1], record)
+    room["row"] = array
+    return room["row"]
+
+
 def _read_only(array: NDArray) -> NDArray:
     copy = array.copy()
     copy.flags.writeable = False
@@ -91,5 +99,6 @@ LAYOUTS: dict[str, Callable[[NDArray], NDArray]] = {
     "sliced": _sliced,
     "misaligned": _misaligned,
     "packed_record": _packed_record,
+    "rows_in_records": _rows_in_records,
     "read_only": _read_only,
 }

@@ -16,7 +16,7 @@ from strategies import using
 import selfattn
 
 LENGTHS = np.array([211, 1, 144, 0, 290])
-SIZES = {"batch": 5, "q_len": 23, "kv_len": 290, "dim": 33, "value_dim": 40}
+SIZES = {"batch": 5, "q_len": 23, "kv_len": 290, "dim": 33, "value_dim": 48}
 THREADS = (1, 2, 3, 8)
 
 
@@ -63,7 +63,7 @@ def test_each_item_of_every_form_alone(isa, rng, name, dtype):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_cache_of_int8(rng, name):
     query, key, value = inputs(rng, np.float32)
-    cache = selfattn.KVCache(5, 2, 33, value_dim=40, capacity=300, dtype=np.int8)
+    cache = selfattn.KVCache(5, 2, 33, value_dim=SIZES["value_dim"], capacity=300, dtype=np.int8)
     cache.append(key, value, LENGTHS)
     options = OPTIONS[name] | {"return_lse": True}
     check_everywhere(lambda n: cache.attention(query, **options, num_threads=n))
@@ -77,7 +77,10 @@ def test_a_cache_of_int8(rng, name):
 def test_a_token_decoded_over_int8(isa, rng, name):
     """Each token has its own scale: what comes after it does not change what it is rounded to."""
     query, key, value = inputs(rng, np.float32, batch=1, q_len=150, kv_len=150)
-    prompt, cache = (selfattn.KVCache(1, 2, 33, value_dim=40, capacity=150, dtype=np.int8) for _ in range(2))
+    prompt, cache = (
+        selfattn.KVCache(1, 2, 33, value_dim=SIZES["value_dim"], capacity=150, dtype=np.int8)
+        for _ in range(2)
+    )
     prompt.append(key, value)
     expected = prompt.attention(query, **OPTIONS[name], return_lse=True)
     for first, last in itertools.pairwise((0, 1, 2, 63, 64, 143, 144, 145, 150)):
@@ -187,6 +190,17 @@ def test_bfloat16_beside_nan(isa, rng, window):
         one = np.s_[:, :, row : row + 1]
         spoiled = [np.where(mask[row][:, None], array, np.float32(np.nan)) for array in (key, value)]
         assert_same_bits(both(query[one], *spoiled, mask=mask[row], **BFLOAT16), whole[one])
+
+
+@pytest.mark.parametrize("kv_len", [1, 2, 37, 143, 145])
+def test_bfloat16_of_an_infinite_value(isa, rng, kv_len):
+    """Without a mask every row has it, also where the last key has no partner."""
+    query, key, value = inputs(rng, np.float32, batch=1, kv_len=kv_len)
+    clean = both(query, key, value, **BFLOAT16)
+    value[..., -1, 3] = np.inf
+    out = both(query, key, value, **BFLOAT16)
+    assert not np.isfinite(out[..., 3]).any()
+    assert_same_bits(np.delete(out, 3, axis=-1), np.delete(clean, 3, axis=-1))
 
 
 def seen_in(window, q_len, kv_len):

@@ -1,4 +1,4 @@
-"""What lanes do not see of a block is not computed (csrc/seen.inc.h): the bits are those of a mask."""
+"""What is not seen of a block is not computed (csrc/seen.inc.h, rows.inc.h): the bits are those of a mask."""
 
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ RANGES = {  # how it is said, and the keys before and after its own place that a
 PRECISIONS = [(dtype, None) for dtype in DTYPES] + [
     (dtype, "bfloat16") for dtype in DTYPES if dtype != np.float64
 ]
+VALUE_DIMS = (24, 32, 80)  # in part of a vector of 16; two vectors; five, multiplied as three and two
 
 
 def seen_by(sides, q_len, kv_len):
@@ -37,36 +38,43 @@ def leave_nan_behind(arrays, **options):
     both(*(np.full_like(array, np.nan) for array in arrays), **options, num_threads=1)
 
 
+@pytest.mark.parametrize("value_dim", [40, 64])
 @pytest.mark.parametrize("name", RANGES)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_range_is_a_mask(isa, rng, length, name):
+def test_a_range_is_a_mask(isa, rng, length, name, value_dim):
     options, sides = RANGES[name]
-    arrays = qkv(rng, heads=2, q_len=length, kv_len=length, dim=40)
+    arrays = qkv(rng, heads=2, q_len=length, kv_len=length, dim=40, value_dim=value_dim)
     masked = both(*arrays, mask=seen_by(sides, length, length))
     leave_nan_behind(arrays)
     assert_same_bits(both(*arrays, **options, num_threads=1), masked)
 
 
+@pytest.mark.parametrize("value_dim", VALUE_DIMS)
 @pytest.mark.parametrize(("dtype", "precision"), PRECISIONS)
 @pytest.mark.parametrize("name", RANGES)
-def test_of_any_dtype(isa, rng, name, dtype, precision):
+def test_of_any_dtype(isa, rng, name, dtype, precision, value_dim):
     _, sides = RANGES[name]
-    arrays = [array.astype(dtype) for array in qkv(rng, heads=2, q_len=131, kv_len=209, dim=24)]
+    arrays = qkv(rng, heads=2, q_len=131, kv_len=209, dim=24, value_dim=value_dim)
+    arrays = [array.astype(dtype) for array in arrays]
     options = {"window": sides, "softcap": 2.0, "alibi_slopes": [0.1, 0.2], "precision": precision}
     masked = both(*arrays, **options | {"window": None}, mask=seen_by(sides, 131, 209))
     leave_nan_behind(arrays, precision=precision)
     assert_same_bits(both(*arrays, **options, num_threads=1), masked)
 
 
+@pytest.mark.parametrize("value_dim", VALUE_DIMS)
+@pytest.mark.parametrize("spoiled_key", [110, 111])  # the first of a pair, and the second
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
 @pytest.mark.parametrize("name", RANGES)
-def test_nan_in_a_key_that_is_not_seen(isa, rng, name):
+def test_nan_in_a_key_that_is_not_seen(isa, rng, name, precision, spoiled_key, value_dim):
     _, sides = RANGES[name]
-    query, key, value = qkv(rng, heads=2, q_len=200, kv_len=200, dim=32)
-    clean = both(query, key, value, window=sides)
-    key[:, :, 110], value[:, :, 110] = np.nan, np.inf
-    blind = ~seen_by(sides, 200, 200)[:, 110]
+    query, key, value = qkv(rng, heads=2, q_len=200, kv_len=200, dim=32, value_dim=value_dim)
+    options = {"window": sides, "precision": precision}
+    clean = both(query, key, value, **options)
+    key[:, :, spoiled_key], value[:, :, spoiled_key] = np.nan, np.inf
+    blind = ~seen_by(sides, 200, 200)[:, spoiled_key]
     assert 0 < blind.sum() < 200
-    spoiled = both(query, key, value, window=sides, num_threads=1)
+    spoiled = both(query, key, value, **options, num_threads=1)
     assert_same_bits(spoiled[:, :, blind], clean[:, :, blind])
     assert np.isnan(spoiled[:, :, ~blind]).all(axis=-1).all()
 

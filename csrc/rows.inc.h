@@ -1,0 +1,135 @@
+/* rows.inc.h -- outputs row by row, with the dimensions in the lanes as they lie in memory: nothing is turned on the way
+ * out, and each few rows multiply only the values of keys that they see.
+ *
+ *   O[row, dim] (+)= sum over the keys of P[row, key] (broadcast) * V[key, dim]
+ *
+ * The weights are the panel's, keys down and rows across; every sum is the same chain as with the rows in the lanes. */
+
+/* Do the outputs of a panel lie so? Few rows always do (few.inc.h). Others where a row of values is whole vectors; but not
+ * of short ones, whose panels of 16 rows make too few full tiles, nor more than a tile takes, of values that are read where
+ * they lie: a second pass over the weights costs 1 %. */
+static int outputs_by_rows(const struct sa_attention *a, const struct lanes *p)
+{
+    const ptrdiff_t size = sizeof(real);
+    if (few(a, p)) return 1;
+    if (SA_VECTOR_BYTES < 64 || a->value_dim % LANES != 0) return 0;
+    if (TERMS == 2 || a->kv_dtype != SA_REAL) return 1;
+    return a->value_dim <= MAX_NV * LANES && a->value.col == size && a->value.row % size == 0;
+}
+
+/* The keys that some of the rows see, of a block, counted from its first; from a step's first key on. */
+static void seen_by_rows(const struct block *b, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t *first, ptrdiff_t *last)
+{
+    ptrdiff_t begin = b->begin[row], end = b->end[row];
+    for (ptrdiff_t i = row + 1; i < row + rows; ++i) {
+        begin = smaller(begin, b->begin[i]);
+        end = larger(end, b->end[i]);
+    }
+    *first = begin / TERMS * TERMS;
+    *last = larger(*first, end);
+}
+
+/* Of so many vectors of dimensions left, those that are multiplied together: as many as tiles take, but not one alone. */
+static int vectors_together(ptrdiff_t left)
+{
+    if (left <= MAX_NV) return (int)left;
+    return left == MAX_NV + 1 ? MAX_NV - 1 : MAX_NV;
+}
+
+/* outputs = outputs * rescale + this block's chain; values: key by key, whole vectors. */
+static void add_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim, struct operand values,
+                     const real *rescale, const struct ahead next[2])
+{
+    const ptrdiff_t size = sizeof(real), stride = values.row / size;
+    multiply *with = p->span.empty ? multiply_store : multiply_rescale_rows;
+    for (ptrdiff_t d = 0; d < dim;) {
+        const int nv = vectors_together((dim - d) / LANES), is_last = d + nv * LANES == dim;
+        const ptrdiff_t height = b->ranged ? TILE_ROWS(nv) : p->rows;
+        ptrdiff_t first = 0, last = b->last - b->first;
+        for (ptrdiff_t row = 0; row < p->rows; row += height) {
+            ptrdiff_t rows = smaller(height, p->rows - row);
+            if (b->ranged) seen_by_rows(b, row, rows, &first, &last);
+            const struct ahead ahead[2] = {ahead_from(next[0], row), ahead_from(next[1], row)};
+            struct operand weights = {(const char *)(b->scores + first / TERMS * p->width + row), size,
+                                      p->width * size};
+            with(nv, rows, steps(last - first), weights, (const real *)values.data + first / TERMS * stride + d, stride,
+                 (struct panel){p->span.outputs + row * dim + d, dim}, (real *)rescale + row, is_last ? ahead : NULL);
+        }
+        d += nv * LANES;
+    }
+}
+
+/* Does a row see a key of the block? */
+INLINE int sees(const struct lanes *p, const struct block *b, ptrdiff_t row, ptrdiff_t key)
+{
+    return key >= b->begin[row] && key < b->end[row] &&
+           (b->biased != BIASED || b->bias[key * p->width + row] != -INFINITY);
+}
+
+/* Which bits of a step's values a row sees. */
+INLINE bits seen_bits(const struct lanes *p, const struct block *b, ptrdiff_t row, ptrdiff_t step)
+{
+    if (TERMS == 1) return sees(p, b, row, step) ? ~(bits)0 : 0;
+    bits first = sees(p, b, row, 2 * step) ? 0xffff : 0;
+    return 2 * step + 1 < b->last - b->first && sees(p, b, row, 2 * step + 1) ? first | 0xffff0000 : first;
+}
+
+/* The same with each row's visibility: the weight 0 of a key that it does not see meets a value of 0. */
+static void add_visible_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim, struct operand values,
+                             const real *rescale)
+{
+    const ptrdiff_t size = sizeof(real);
+    for (ptrdiff_t row = 0; row < p->rows; ++row)
+        for (ptrdiff_t d = 0; d < dim; d += LANES) {
+            char *at = (char *)(p->span.outputs + row * dim + d);
+            ptrdiff_t n = smaller(LANES, dim - d);
+            vreal sum = vsplat(0.0f);
+            for (ptrdiff_t k = 0; k < steps(b->last - b->first); ++k) {
+                vbits seen = seen_bits(p, b, row, k) - (vbits){0};
+                vreal value = load_row(values.data + k * values.row + d * size, size, n, SA_REAL);
+                sum = vterm((vreal)((vbits)value & seen), vsplat(b->scores[k * b->stride + row]), sum);
+            }
+            if (!p->span.empty) sum = vfma(load_row(at, size, n, SA_REAL), vsplat(rescale[row]), sum);
+            store_row(at, size, n, SA_REAL, sum);
+        }
+}
+
+/* outputs = span * factor + outputs * old factor, for the rows of a vector of lanes. */
+static void merge_rows(struct lanes *p, int v, ptrdiff_t dim, vreal factor, vreal old_factor)
+{
+    const ptrdiff_t size = sizeof(real);
+    for (ptrdiff_t i = 0; i < smaller(LANES, p->rows - v * LANES); ++i)
+        for (ptrdiff_t d = 0; d < dim; d += LANES) {
+            ptrdiff_t n = smaller(LANES, dim - d), at = (v * LANES + i) * dim + d;
+            char *total = (char *)(p->total.outputs + at), *span = (char *)(p->span.outputs + at);
+            vreal old = load_row(total, size, n, SA_REAL) * vsplat(old_factor[i]);
+            store_row(total, size, n, SA_REAL, vfma(load_row(span, size, n, SA_REAL), vsplat(factor[i]), old));
+        }
+}
+
+/* row = outputs[dim] * factor */
+INLINE void store_output(const enum sa_dtype dtype, const int whole, char *row, ptrdiff_t col, ptrdiff_t dim,
+                         const real *outputs, real factor)
+{
+    vreal zero = vsplat(0.0f); /* -0 becomes 0, as in store_panel */
+    for (ptrdiff_t d = 0; d < dim; d += LANES) {
+        ptrdiff_t n = whole ? LANES : smaller(LANES, dim - d);
+        vreal numbers = load_row((const char *)(outputs + d), sizeof(real), n, SA_REAL);
+        store_row(row + d * col, whole ? (ptrdiff_t)sizeof(real) : col, n, dtype, vfma(numbers, vsplat(factor), zero));
+    }
+}
+
+/* The rows of the panel = outputs[row, dim] * factor[row]. */
+static void store_rows(const struct sa_attention *a, const struct sa_array *array, char *data, ptrdiff_t dim,
+                       const struct lanes *p, const real *outputs, const real *factor)
+{
+    const ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    const int whole = a->dtype == SA_REAL && array->col == (ptrdiff_t)sizeof(real) && dim % LANES == 0;
+    for (ptrdiff_t i = 0; i < p->rows; ++i, outputs += dim) {
+        char *row = (char *)row_of(array, data, group, p->row0 + i);
+        if (whole)
+            store_output(SA_REAL, 1, row, sizeof(real), dim, outputs, factor[i]);
+        else
+            store_output(a->dtype, 0, row, array->col, dim, outputs, factor[i]);
+    }
+}
