@@ -42,12 +42,6 @@ static int find_keys(const struct sa_attention *a, const struct sa_tile *t, cons
     return b->first < b->last && b->biased != ALL_MASKED;
 }
 
-/* May a key of the block be hidden from some lane? */
-static int is_masked(const struct block *b)
-{
-    return b->ranged || b->biased != NOT_BIASED;
-}
-
 /* Are the scores of a block done as they are multiplied? */
 static int unmasked(const struct block *b, struct scaling scaling)
 {
@@ -299,16 +293,23 @@ static real *set_block(const struct sa_attention *a, const struct sa_tile *t, re
     return memory;
 }
 
+/* Are the rows of this array apart, each of numbers side by side? (Rows side by side the processor fetches by itself.) */
+static int rows_apart(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t dim)
+{
+    ptrdiff_t size = size_of(a->dtype);
+    return array->col == size && array->row != dim * size;
+}
+
 /* The queries are wanted at once, all at a time; the outputs' lines will be written when the last key is done. */
 static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
 {
     ptrdiff_t line = 64 / size_of(a->dtype), group = a->num_heads / a->num_kv_heads;
-    for (ptrdiff_t i = 0; i < t->rows && a->query.col == size_of(a->dtype); ++i) {
+    for (ptrdiff_t i = 0; i < t->rows && rows_apart(a, &a->query, a->head_dim); ++i) {
         const char *row = row_of(&a->query, t->query, group, t->row0 + i);
         for (ptrdiff_t d = 0; d < a->head_dim; d += line)
             __builtin_prefetch(row + d * a->query.col, 0, 3);
     }
-    for (ptrdiff_t i = 0; i < t->rows && a->out.col == size_of(a->dtype); ++i) {
+    for (ptrdiff_t i = 0; i < t->rows && rows_apart(a, &a->out, a->value_dim); ++i) {
         const char *row = out_row(a, t, t->row0 + i);
         for (ptrdiff_t d = 0; d < a->value_dim; d += line)
             __builtin_prefetch(row + d * a->out.col, 1, 2);

@@ -236,7 +236,7 @@ static void add_query_gradient(const struct sa_attention *a, const struct sa_til
     ptrdiff_t count = b->last - b->first;
     struct operand rows = staged_rows(a, t, &b->keys, b->first, b->last), keys = {rows.data, rows.col, rows.row};
     struct panel sums = {g->grad_query, g->lanes.width};
-    if ((b->ranged || b->biased != NOT_BIASED) && !all_finite(keys, a->head_dim, count))
+    if (is_masked(b) && !all_finite(keys, a->head_dim, count))
         add_visible_keys(g, b, keys, a->head_dim, slopes);
     else
         multiply_values(g->empty ? multiply_store : multiply_add, &g->lanes, b, a->head_dim, keys, slopes, ROW_STRIDE,

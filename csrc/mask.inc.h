@@ -3,6 +3,12 @@
  * A block of mask and bias becomes one panel of floats, keys x lanes: the bias, and -inf where the mask is False.
  * A masked key contributes nothing: its score becomes -inf and its weight exactly 0, whatever key and value hold. */
 
+/* May a key of the block be hidden from some lane? */
+static int is_masked(const struct block *b)
+{
+    return b->ranged || b->biased != NOT_BIASED;
+}
+
 /* Where one row of the tile has the element of a key, in mask or bias. */
 static const char *element(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t row,
                            ptrdiff_t key)
@@ -294,6 +300,7 @@ static int all_finite(struct operand a, ptrdiff_t rows, ptrdiff_t depth)
  * NaN. rows: from step to step, and from dimension to dimension. */
 static int hides_infinite(const struct lanes *p, const struct block *b, struct operand rows, ptrdiff_t dim)
 {
+    if (!is_masked(b)) return 0;
     ptrdiff_t keys = b->last - b->first, first = keys, last = keys; /* all lanes see the keys first .. last - 1 */
     if (b->biased == NOT_BIASED) {
         first = smaller(keys, larger(0, p->max_first - b->first));

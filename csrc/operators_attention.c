@@ -63,13 +63,13 @@ static struct split split_tiles(const struct attention_job *job, int num_threads
 }
 
 /* Are there many queries and outputs, in rows of their own? From the caches they are there in time; from memory the next
- * tile's are to be fetched: a row with each dimension of the values, which must be enough for a panel's. */
+ * tile's are to be fetched: a row with each row or dimension of the outputs, of which there must be enough. */
 static int fetches_next(const struct sa_attention *a)
 {
-    enum { NUMBERS = 1 << 20, QUERIES = 16 };
+    enum { NUMBERS = 1 << 20, QUERIES = 16, DIMENSIONS = 16 };
     double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
                                      : (double)a->items * (double)a->q_len;
-    return a->num_heads == a->num_kv_heads && a->value_dim >= SA_TASK_ROWS && queries >= QUERIES * (double)a->items &&
+    return a->num_heads == a->num_kv_heads && a->value_dim >= DIMENSIONS && queries >= QUERIES * (double)a->items &&
            queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > NUMBERS;
 }
 

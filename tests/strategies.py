@@ -18,7 +18,7 @@ DTYPES = tuple(np.dtype(dtype) for dtype in (np.float32, np.float64, np.float16,
 LENGTHS = (1, 2, 3, 0, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 97, 193)  # hypothesis shrinks to the first
 DIMS = (1, 2, 3, 7, 8, 16, 17, 33, 64, 65)
 RAGGED_LENGTHS = (1, 2, 0, 5, 17, 35, 200)
-ENOUGH_ROWS = 96  # the error of fewer is luck, ours as NumPy's
+ENOUGH_ROWS = 256  # the error of fewer is luck, ours as NumPy's
 
 
 class Problem:
@@ -151,7 +151,8 @@ def draw_masks(
 def draw_numbers(draw: st.DrawFn) -> dict[str, float]:
     given: dict[str, float] = {}
     if draw(st.booleans()):
-        given["scale"] = draw(st.sampled_from((0.0, 0.3, -0.3, 1.0)))
+        # not 0 (that has tests of its own): all rows of an item would be the same row, and its error luck
+        given["scale"] = draw(st.sampled_from((0.01, 0.3, -0.3, 1.0)))
     if draw(st.booleans()):
         given["softcap"] = draw(st.sampled_from((0.5, 2.0, 30.0)))
     return given
