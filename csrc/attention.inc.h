@@ -3,8 +3,9 @@
  *   pass 1  scores   S^T[key, lane]  = sum over head_dim of key * query          (tile.inc.h, mask.inc.h)
  *   pass 2  softmax  P^T = 2^((S^T - max) * scale), running maximum and sum, down the lanes: no shuffles
  *   pass 3  values   O^T[dim, lane] += sum over keys of value * P^T              (tile.inc.h)
+ *           or, row by row, O[row, dim] += sum over keys of P * value            (rows.inc.h)
  *
- * Keys and values are the broadcast operands, read where they lie. Canonical order: the keys of a block share a
+ * Keys and values are read where they lie: broadcast, or as rows of whole vectors. Canonical order: the keys of a block share a
  * maximum, the blocks of a span one chain of additions, and the spans are merged in order. A key that a lane does not
  * see changes nothing in that lane, not even a rounding; so padding, batch and neighbours cannot be seen in a result. */
 
@@ -37,7 +38,7 @@ static int find_keys(const struct sa_attention *a, const struct sa_tile *t, cons
     b->first = larger(key0, p->min_first / TERMS * TERMS); /* the same keys are always one step */
     b->last = smaller(key0 + SA_KEY_BLOCK, p->max_last);
     b->biased = load_bias(a, t, p->row0, p->rows, p->nv, &b->first, &b->last, b->bias);
-    b->ranged = b->first < p->max_first || b->last > p->min_last;
+    b->ranged = b->first < p->max_first || b->last > p->min_last || partner_is_hidden(b);
     b->partly_seen = partly_seen(p, b);
     return b->first < b->last && b->biased != ALL_MASKED;
 }
@@ -317,7 +318,7 @@ static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
 }
 
 /* The same of the tile that is likely to be next, one head's: spread over the values of its panels, a row with each of
- * their dimensions. */
+ * their rows or dimensions; what is left then, at the end. */
 static void fetch_next(const struct sa_attention *a, const struct sa_tile *next, struct block *b)
 {
     if (!next) return;

@@ -3,6 +3,12 @@
  * A block of mask and bias becomes one panel of floats, keys x lanes: the bias, and -inf where the mask is False.
  * A masked key contributes nothing: its score becomes -inf and its weight exactly 0, whatever key and value hold. */
 
+/* Is the partner of the last key, where keys go in pairs, one that other panels of the tile see and this one does not? */
+static int partner_is_hidden(const struct block *b)
+{
+    return TERMS == 2 && (b->last - b->first) % 2 != 0 && b->last < b->values.last;
+}
+
 /* May a key of the block be hidden from some lane? */
 static int is_masked(const struct block *b)
 {
@@ -296,8 +302,8 @@ static int all_finite(struct operand a, ptrdiff_t rows, ptrdiff_t depth)
     return !(found & signs);
 }
 
-/* Is there a number that must not reach every lane, among the values of the keys that some lane does not see? 0 * NaN is
- * NaN. rows: from step to step, and from dimension to dimension. */
+/* Is there a number that must not reach every lane, among the values of the keys that some lane does not see (with a mask
+ * or bias, of all)? 0 * NaN is NaN. rows: from step to step, and from dimension to dimension. */
 static int hides_infinite(const struct lanes *p, const struct block *b, struct operand rows, ptrdiff_t dim)
 {
     if (!is_masked(b)) return 0;
@@ -306,7 +312,7 @@ static int hides_infinite(const struct lanes *p, const struct block *b, struct o
         first = smaller(keys, larger(0, p->max_first - b->first));
         last = larger(first, smaller(keys, p->min_last - b->first));
     }
-    ptrdiff_t after = last < keys ? last / TERMS : steps(keys);
+    ptrdiff_t after = last < keys || partner_is_hidden(b) ? last / TERMS : steps(keys);
     return !all_finite((struct operand){rows.data, rows.col, rows.row}, dim, steps(first)) ||
            !all_finite((struct operand){rows.data + after * rows.row, rows.col, rows.row}, dim, steps(keys) - after);
 }

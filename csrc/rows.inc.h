@@ -37,8 +37,8 @@ static int vectors_together(ptrdiff_t left)
 }
 
 /* outputs = outputs * rescale + this block's chain; values: key by key, whole vectors. */
-static void add_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim, struct operand values,
-                     const real *rescale, const struct ahead next[2])
+static void add_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim, struct operand values, real *rescale,
+                     const struct ahead next[2])
 {
     const ptrdiff_t size = sizeof(real), stride = values.row / size;
     multiply *with = p->span.empty ? multiply_store : multiply_rescale_rows;
@@ -53,7 +53,7 @@ static void add_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim
             struct operand weights = {(const char *)(b->scores + first / TERMS * p->width + row), size,
                                       p->width * size};
             with(nv, rows, steps(last - first), weights, (const real *)values.data + first / TERMS * stride + d, stride,
-                 (struct panel){p->span.outputs + row * dim + d, dim}, (real *)rescale + row, is_last ? ahead : NULL);
+                 (struct panel){p->span.outputs + row * dim + d, dim}, rescale + row, is_last ? ahead : NULL);
         }
         d += nv * LANES;
     }

@@ -1,6 +1,16 @@
 /* spans.inc.h -- the spans of a tile make the whole: one after the other; or apart, on several threads, where what each
  * has summed up is kept until all are there. Both merge the same numbers in the same order. */
 
+/* outputs = span * factor + outputs * old factor, for a vector of lanes. */
+static void merge_lanes(struct lanes *p, int v, ptrdiff_t dim, vreal factor, vreal old_factor)
+{
+    for (ptrdiff_t d = 0; d < dim; ++d) {
+        real *total = p->total.outputs + d * p->width + v * LANES;
+        const real *span = p->span.outputs + d * p->width + v * LANES;
+        vstore(total, vfma(vload(span), factor, vload(total) * old_factor));
+    }
+}
+
 /* total = total + span, both rescaled to the larger maximum; the first span with a key is taken as it is. */
 static void merge_span(struct lanes *p, ptrdiff_t value_dim, real c)
 {
@@ -19,12 +29,7 @@ static void merge_span(struct lanes *p, ptrdiff_t value_dim, real c)
         vstore(total->max + v * LANES, max);
         vreal sum = vload(total->sum + v * LANES) * old_factor;
         vstore(total->sum + v * LANES, vfma(vload(span->sum + v * LANES), add_factor, sum));
-        if (p->by_rows && total->outputs) merge_rows(p, v, value_dim, add_factor, old_factor);
-        for (ptrdiff_t d = 0; !p->by_rows && total->outputs && d < value_dim; ++d) {
-            real *o = total->outputs + d * p->width + v * LANES;
-            const real *s = span->outputs + d * p->width + v * LANES;
-            vstore(o, vfma(vload(s), add_factor, vload(o) * old_factor));
-        }
+        if (total->outputs) (p->by_rows ? merge_rows : merge_lanes)(p, v, value_dim, add_factor, old_factor);
     }
 }
 
@@ -58,6 +63,8 @@ static int attend(const struct sa_attention *a, const struct sa_tile *t, struct 
         for (int i = 0; i < count; ++i)
             merge_span(&panels[i], a->value_dim, scaling.c);
     }
+    for (int i = 0; i < 2 && b->next_rows > 0; ++i)
+        fetch_ahead(&b->next[i], 0, (int)b->next_rows);
     for (int i = 0; i < count; ++i)
         close_total(a, t, &panels[i], scaling);
     return SA_OK;

@@ -63,8 +63,8 @@ INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct 
     if (coming) coming->at = at;
 }
 
-/* What happens to the sums: they become C, are added to C, are added to C times a factor for each lane; or for
- * each row; or they become C, or are added to C, and raise the running maximum of each lane. */
+/* What happens to the sums: they become C; are added to C; are added to C times a factor for each lane, or for each row; or
+ * they become C, or are added to C, and raise the running maximum of each lane. */
 enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_RESCALE_ROWS, TILE_MAX, TILE_ADD_MAX };
 
 INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdiff_t depth, struct operand a,
@@ -126,7 +126,7 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
             fetch_ahead(&ahead[0], done, height);                                                                      \
             fetch_ahead(&ahead[1], done, height);                                                                      \
         }                                                                                                              \
-        tile(height, nv, mode, depth, a, b, b_stride, c, lane, lanes + done, NULL);                                    \
+        tile(height, nv, mode, depth, a, b, b_stride, c, lane, mode == TILE_RESCALE_ROWS ? lanes + done : NULL, NULL); \
         done += (height);                                                                                              \
         a.data += (height) * a.row;                                                                                    \
         c.data += (height) * c.stride;                                                                                 \

@@ -21,7 +21,7 @@ THREADS = (1, 2, 3, 8)
 
 
 def inputs(rng, dtype, **sizes):
-    return [array.astype(dtype) for array in qkv(rng, **HEADS, **(SIZES | sizes))]
+    return [array.astype(dtype) for array in qkv(rng, **(HEADS | SIZES | sizes))]
 
 
 def check_everywhere(compute):
@@ -190,6 +190,21 @@ def test_bfloat16_beside_nan(isa, rng, window):
         one = np.s_[:, :, row : row + 1]
         spoiled = [np.where(mask[row][:, None], array, np.float32(np.nan)) for array in (key, value)]
         assert_same_bits(both(query[one], *spoiled, mask=mask[row], **BFLOAT16), whole[one])
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": (3, 0)}, {"window": (None, 0)}], ids=str)
+def test_bfloat16_beside_nan_in_tiles_of_one_position(isa, rng, options):
+    """64 heads of a query fill a panel, which ends at an odd key whose partner other panels see."""
+    query, key, value = inputs(rng, np.float32, batch=1, heads=64, kv_heads=1, q_len=8, kv_len=8)
+    clean = both(query, key, value, **options, **BFLOAT16, num_threads=1)
+    seen = seen_in(options.get("window", (None, 0)), 8, 8)
+    for j in range(8):
+        spoiled = [
+            np.where((np.arange(8) == j)[:, None], np.float32(np.nan), array) for array in (key, value)
+        ]
+        out = both(query, *spoiled, **options, **BFLOAT16, num_threads=1)
+        assert_same_bits(out[:, :, ~seen[:, j]], clean[:, :, ~seen[:, j]])
+        assert np.isnan(out[:, :, seen[:, j]]).all()
 
 
 @pytest.mark.parametrize("kv_len", [1, 2, 37, 143, 145])

@@ -23,7 +23,7 @@ RANGES = {  # how it is said, and the keys before and after its own place that a
 PRECISIONS = [(dtype, None) for dtype in DTYPES] + [
     (dtype, "bfloat16") for dtype in DTYPES if dtype != np.float64
 ]
-VALUE_DIMS = (24, 32, 80)  # in part of a vector of 16; two vectors; five, multiplied as three and two
+VALUE_DIMS = (24, 32, 80)  # in part of a vector of 16; two vectors; five: of halves as three and two
 
 
 def seen_by(sides, q_len, kv_len):
