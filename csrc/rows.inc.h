@@ -6,15 +6,16 @@
  * The weights are the panel's, keys down and rows across; every sum is the same chain as with the rows in the lanes. */
 
 /* Do the outputs of a panel lie so? Few rows always do (few.inc.h). Others where a row of values is whole vectors; but not
- * of short ones, whose panels of 16 rows make too few full tiles, nor more than a tile takes, of values that are read where
- * they lie: a second pass over the weights costs 1 %. */
+ * of short ones, whose panels of 16 rows make too few full tiles. And of values that are read where they lie, not one vector
+ * alone (rows on pages of their own would come from the second cache for every tile: 0.8 of the speed), nor more than a tile
+ * takes (a second pass over the weights costs 1 %). */
 static int outputs_by_rows(const struct sa_attention *a, const struct lanes *p)
 {
     const ptrdiff_t size = sizeof(real);
     if (few(a, p)) return 1;
     if (SA_VECTOR_BYTES < 64 || a->value_dim % LANES != 0) return 0;
     if (TERMS == 2 || a->kv_dtype != SA_REAL) return 1;
-    return a->value_dim <= MAX_NV * LANES && a->value.col == size && a->value.row % size == 0;
+    return a->value_dim > LANES && a->value_dim <= MAX_NV * LANES && a->value.col == size && a->value.row % size == 0;
 }
 
 /* The keys that some of the rows see, of a block, counted from its first; from a step's first key on. */
