@@ -5,9 +5,9 @@
  *   pass 3  values   O^T[dim, lane] += sum over keys of value * P^T              (tile.inc.h)
  *           or, row by row, O[row, dim] += sum over keys of P * value            (rows.inc.h)
  *
- * Keys and values are read where they lie: broadcast, or as rows of whole vectors. Canonical order: the keys of a block share a
- * maximum, the blocks of a span one chain of additions, and the spans are merged in order. A key that a lane does not
- * see changes nothing in that lane, not even a rounding; so padding, batch and neighbours cannot be seen in a result. */
+ * Keys and values are read where they lie: broadcast, or as rows of whole vectors. Canonical order: the keys of a block
+ * share a maximum, the blocks of a span one chain of additions, and the spans are merged in order. A key that a lane does
+ * not see changes nothing in that lane, not even a rounding; so padding, batch and neighbours cannot be seen in a result. */
 
 enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain of additions */
 
@@ -35,10 +35,11 @@ static void find_max(struct block *b)
 static int find_keys(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p, ptrdiff_t key0,
                      struct block *b)
 {
-    b->first = larger(key0, p->min_first / TERMS * TERMS); /* the same keys are always one step */
-    b->last = smaller(key0 + SA_KEY_BLOCK, p->max_last);
+    /* The same keys are always one step. One of them may be a key that no lane sees: it is in the range, and hidden. */
+    b->first = larger(key0, p->min_first / TERMS * TERMS);
+    b->last = smaller(b->keys.last, steps(p->max_last) * TERMS);
     b->biased = load_bias(a, t, p->row0, p->rows, p->nv, &b->first, &b->last, b->bias);
-    b->ranged = b->first < p->max_first || b->last > p->min_last || partner_is_hidden(b);
+    b->ranged = b->first < p->max_first || b->last > p->min_last;
     b->partly_seen = partly_seen(p, b);
     return b->first < b->last && b->biased != ALL_MASKED;
 }
@@ -217,7 +218,7 @@ static void attend_few(const struct sa_attention *a, const struct sa_tile *t, st
     if (p->span.outputs) {
         struct operand values =
             is_masked(b) ? staged_rows(a, t, &b->values, b->first, b->last) : (struct operand){NULL, 0, 0};
-        struct few_sums sums = {p->span.outputs + a->value_dim * p->width, p->span.outputs,
+        struct few_sums sums = {p->span.outputs + a->value_dim * p->width /* behind them */, p->span.outputs,
                                 p->span.empty ? NULL : rescale, a->value_dim};
         if (hides_infinite(p, b, values, a->value_dim))
             add_visible_rows(p, b, a->value_dim, values, rescale);

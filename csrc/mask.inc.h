@@ -3,12 +3,6 @@
  * A block of mask and bias becomes one panel of floats, keys x lanes: the bias, and -inf where the mask is False.
  * A masked key contributes nothing: its score becomes -inf and its weight exactly 0, whatever key and value hold. */
 
-/* Is the partner of the last key, where keys go in pairs, one that other panels of the tile see and this one does not? */
-static int partner_is_hidden(const struct block *b)
-{
-    return TERMS == 2 && (b->last - b->first) % 2 != 0 && b->last < b->values.last;
-}
-
 /* May a key of the block be hidden from some lane? */
 static int is_masked(const struct block *b)
 {
@@ -312,19 +306,18 @@ static int hides_infinite(const struct lanes *p, const struct block *b, struct o
         first = smaller(keys, larger(0, p->max_first - b->first));
         last = larger(first, smaller(keys, p->min_last - b->first));
     }
-    ptrdiff_t after = last < keys || partner_is_hidden(b) ? last / TERMS : steps(keys);
+    ptrdiff_t after = last < keys ? last / TERMS : steps(keys);
     return !all_finite((struct operand){rows.data, rows.col, rows.row}, dim, steps(first)) ||
            !all_finite((struct operand){rows.data + after * rows.row, rows.col, rows.row}, dim, steps(keys) - after);
 }
 
-/* A step's values for each lane: 0 at a key that the lane does not see. */
-INLINE vreal visible_value(const struct lanes *p, const struct block *b, const char *value, ptrdiff_t step, int v)
+/* Which bits of a step's values each lane sees: all, or none, of each key's. */
+INLINE vbits visible_bits(const struct lanes *p, const struct block *b, ptrdiff_t step, int v)
 {
-    vreal splat = vsplat(*(const scalar_any *)value);
-    if (TERMS == 1) return vselect(visible_lanes(p, b, step, v), splat, vsplat(0.0f));
+    if (TERMS == 1) return (vbits)visible_lanes(p, b, step, v);
     vbits seen = (vbits)visible_lanes(p, b, 2 * step, v) & 0xffff;
     if (2 * step + 1 < b->last - b->first) seen |= (vbits)visible_lanes(p, b, 2 * step + 1, v) & 0xffff0000;
-    return (vreal)((vbits)splat & seen);
+    return seen;
 }
 
 /* The values' pass with the lanes' visibility: the same chain of additions, but the weight 0 of a key that a lane does
@@ -337,7 +330,8 @@ static void add_visible_values(const struct lanes *p, const struct block *b, str
             real *at = outputs.data + d * outputs.stride + v * LANES;
             vreal sum = vsplat(0.0f);
             for (ptrdiff_t k = 0; k < steps(b->last - b->first); ++k) {
-                vreal value = visible_value(p, b, values.data + d * values.row + k * values.col, k, v);
+                vreal value = vsplat(*(const scalar_any *)(values.data + d * values.row + k * values.col));
+                value = (vreal)((vbits)value & visible_bits(p, b, k, v));
                 sum = vterm(value, vload(b->scores + k * b->stride + v * LANES), sum);
             }
             if (!p->span.empty) sum = vfma(vload(at), vload(rescale + v * LANES), sum);

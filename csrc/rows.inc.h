@@ -60,21 +60,6 @@ static void add_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim
     }
 }
 
-/* Does a row see a key of the block? */
-INLINE int sees(const struct lanes *p, const struct block *b, ptrdiff_t row, ptrdiff_t key)
-{
-    return key >= b->begin[row] && key < b->end[row] &&
-           (b->biased != BIASED || b->bias[key * p->width + row] != -INFINITY);
-}
-
-/* Which bits of a step's values a row sees. */
-INLINE bits seen_bits(const struct lanes *p, const struct block *b, ptrdiff_t row, ptrdiff_t step)
-{
-    if (TERMS == 1) return sees(p, b, row, step) ? ~(bits)0 : 0;
-    bits first = sees(p, b, row, 2 * step) ? 0xffff : 0;
-    return 2 * step + 1 < b->last - b->first && sees(p, b, row, 2 * step + 1) ? first | 0xffff0000 : first;
-}
-
 /* The same with each row's visibility: the weight 0 of a key that it does not see meets a value of 0. */
 static void add_visible_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim, struct operand values,
                              const real *rescale)
@@ -86,7 +71,7 @@ static void add_visible_rows(const struct lanes *p, const struct block *b, ptrdi
             ptrdiff_t n = smaller(LANES, dim - d);
             vreal sum = vsplat(0.0f);
             for (ptrdiff_t k = 0; k < steps(b->last - b->first); ++k) {
-                vbits seen = seen_bits(p, b, row, k) - (vbits){0};
+                bits seen = visible_bits(p, b, k, (int)(row / LANES))[row % LANES];
                 vreal value = load_row(values.data + k * values.row + d * size, size, n, SA_REAL);
                 sum = vterm((vreal)((vbits)value & seen), vsplat(b->scores[k * b->stride + row]), sum);
             }

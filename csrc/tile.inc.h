@@ -157,7 +157,7 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
 typedef void multiply(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,
                       struct panel c, real *lanes, const struct ahead ahead[2]);
 
-/* The RESCALE modes read `lanes`, TILE_RESCALE_ROWS a factor for each row; the MAX modes write the maximum of each lane there. */
+/* The RESCALE modes read `lanes`, TILE_RESCALE_ROWS a factor for each row; the MAX modes write each lane's maximum there. */
 #define SA_MULTIPLY(name, mode)                                                                                        \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,     \
                      struct panel c, real *lanes, const struct ahead ahead[2])                                         \
