@@ -278,7 +278,7 @@ static size_t attention_workspace(const struct sa_attention *a)
 static real *set_block(const struct sa_attention *a, const struct sa_tile *t, real *memory, struct block *b)
 {
     b->capped = NULL;
-    b->next[0] = b->next[1] = (struct ahead){NULL, 0, 0};
+    b->next[0] = b->next[1] = (struct ahead){0};
     b->next_rows = 0;
     b->afar = come_from_afar(a, t);
     b->scores = memory;
@@ -318,15 +318,22 @@ static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
     }
 }
 
-/* The same of the tile that is likely to be next, one head's: spread over the values of its panels, a row with each of
+/* The rows of a tile from row0 on, in an array that has one for each query and head. */
+static struct ahead tile_ahead(const struct sa_attention *a, const struct sa_array *array, const char *data,
+                               ptrdiff_t dim, ptrdiff_t row0)
+{
+    ptrdiff_t size = size_of(a->dtype), bytes = array->col == size ? dim * size : 0;
+    return (struct ahead){data, array->row, bytes, row0, a->num_heads / a->num_kv_heads, array->head};
+}
+
+/* The same of the tile that is likely to be next: spread over the values of its panels, a row with each of
  * their rows or dimensions; what is left then, at the end. */
 static void fetch_next(const struct sa_attention *a, const struct sa_tile *next, struct block *b)
 {
     if (!next) return;
-    ptrdiff_t size = size_of(a->dtype), query = a->query.col == size ? a->head_dim * size : 0;
     b->next_rows = next->rows;
-    b->next[0] = (struct ahead){row_of(&a->query, next->query, 1, next->row0), a->query.row, query};
-    b->next[1] = (struct ahead){out_row(a, next, next->row0), a->out.row, a->out.col == size ? a->value_dim * size : 0};
+    b->next[0] = tile_ahead(a, &a->query, next->query, a->head_dim, next->row0);
+    b->next[1] = tile_ahead(a, &a->out, next->out, a->value_dim, next->row0);
 }
 
 /* The rows of a tile from the row-th on: as many as the panel takes, and what each may see. */

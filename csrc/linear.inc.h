@@ -153,8 +153,9 @@ static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptr
 INLINE struct ahead part_of_rows(const void *matrix, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column,
                                  ptrdiff_t columns)
 {
-    if (!matrix) return (struct ahead){NULL, 0, 0};
-    return (struct ahead){(const char *)matrix + (row * stride + column) * size, stride * size, columns * size};
+    if (!matrix) return (struct ahead){0};
+    return (struct ahead){
+        .data = (const char *)matrix + (row * stride + column) * size, .row = stride * size, .bytes = columns * size};
 }
 
 static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1,

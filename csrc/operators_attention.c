@@ -69,7 +69,7 @@ static int fetches_next(const struct sa_attention *a)
     enum { NUMBERS = 1 << 20, QUERIES = 16, DIMENSIONS = 16 };
     double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
                                      : (double)a->items * (double)a->q_len;
-    return a->num_heads == a->num_kv_heads && a->value_dim >= DIMENSIONS && queries >= QUERIES * (double)a->items &&
+    return a->value_dim >= DIMENSIONS && queries >= QUERIES * (double)a->items &&
            queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > NUMBERS;
 }
 

@@ -42,7 +42,7 @@ static void multiply_keys(const struct lanes *p, const struct block *b, ptrdiff_
     for (ptrdiff_t key = b->first, end; key < b->last; key = end) {
         ptrdiff_t row = key - b->first;
         struct operand these = {rows.data + row * rows.row, rows.row, rows.col};
-        struct ahead of_these[2] = {{NULL, 0, 0}, {NULL, 0, 0}};
+        struct ahead of_these[2] = {{0}, {0}};
         for (int i = 0; ahead && i < 2; ++i)
             of_these[i] = ahead_from(ahead[i], row);
         end = same_vectors(p, b, key, &from, &to);

@@ -147,7 +147,8 @@ static int come_from_afar(const struct sa_attention *a, const struct sa_tile *t)
 static struct ahead rows_ahead(const struct sa_attention *a, const struct staged *s, ptrdiff_t key, int wanted)
 {
     int fetch = wanted && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
-    struct ahead ahead = {fetch ? s->data + key * s->array->row : NULL, s->array->row,
-                          fetch ? s->width * s->array->col : 0};
-    return ahead;
+    return fetch ? (struct ahead){.data = s->data + key * s->array->row,
+                                  .row = s->array->row,
+                                  .bytes = s->width * s->array->col}
+                 : (struct ahead){0};
 }

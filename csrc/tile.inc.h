@@ -95,21 +95,44 @@ INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdif
  * (The broadcasts walk several short rows at once, which the hardware's prefetchers do not follow.) */
 struct ahead {
     const char *data;
-    ptrdiff_t row, bytes; /* from row to row; of one row, 0 if there is nothing to fetch */
+    ptrdiff_t row, bytes;  /* from row to row; of one row, 0 if there is nothing to fetch */
+    ptrdiff_t first;       /* row 0 of these is row `first` there; */
+    ptrdiff_t group, head; /* with a group of 2 and more row r is row r / group of head r % group, heads so far apart */
 };
 
 /* From a row on; nothing stays nothing. */
 static struct ahead ahead_from(struct ahead ahead, ptrdiff_t row)
 {
-    if (ahead.data) ahead.data += row * ahead.row;
+    ahead.first += row;
     return ahead;
+}
+
+INLINE void fetch_row(const char *row, ptrdiff_t bytes)
+{
+    for (ptrdiff_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(row + at, 0, 2);
+}
+
+static __attribute__((noinline)) void fetch_grouped(const struct ahead *ahead, ptrdiff_t first, int rows)
+{
+    __asm__ volatile(""); /* GCC takes a function that does nothing but prefetch for one that does nothing */
+    ptrdiff_t row = first / ahead->group, head = first % ahead->group;
+    for (int i = 0; i < rows; ++i) {
+        fetch_row(ahead->data + row * ahead->row + head * ahead->head, ahead->bytes);
+        if (++head == ahead->group) head = 0, ++row;
+    }
 }
 
 INLINE void fetch_ahead(const struct ahead *ahead, ptrdiff_t first, int rows)
 {
+    if (ahead->bytes == 0) return;
+    first += ahead->first;
+    if (ahead->group > 1) {
+        fetch_grouped(ahead, first, rows);
+        return;
+    }
     for (int i = 0; i < rows; ++i)
-        for (ptrdiff_t at = 0; at < ahead->bytes; at += 64)
-            __builtin_prefetch(ahead->data + (first + i) * ahead->row + at, 0, 2);
+        fetch_row(ahead->data + (first + i) * ahead->row, ahead->bytes);
 }
 
 /* Any number of rows: full tiles, then 4, 2 and 1. */

@@ -12,7 +12,14 @@ all: selfattn.reference.
 import os as _os
 from typing import TYPE_CHECKING, Any
 
-from selfattn import _kernels
+try:
+    from selfattn import _kernels
+except ImportError as error:
+    raise ImportError(
+        f"selfattn in {_os.path.dirname(__file__)} cannot load its compiled kernels ({error}). "
+        "If that is a clone's source folder, build them there (python setup.py build_ext --inplace), "
+        "or run from another directory, where Python finds the installed package"
+    ) from error
 
 _isa = _os.environ.get("SELFATTN_ISA", "")
 if _isa:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,6 +323,18 @@ def test_an_instruction_set_that_is_not_here(name):
     assert repr(name) in last
     for available in selfattn.available_isas():
         assert available in last
+
+
+def test_a_source_folder_that_is_not_built(tmp_path):
+    """It hides the installed package from whoever starts Python beside it."""
+    package = tmp_path / "selfattn"
+    package.mkdir()
+    shutil.copy(selfattn.__file__, package)
+    process = run_python("import selfattn", PYTHONPATH=str(tmp_path))
+    assert process.returncode == 1
+    last = process.stderr.strip().splitlines()[-1]
+    for said in ("ImportError: ", str(package), "_kernels", "build_ext --inplace", "another directory"):
+        assert said in last
 
 
 @pytest.mark.parametrize("name", selfattn.available_isas())
