@@ -295,35 +295,22 @@ static real *set_block(const struct sa_attention *a, const struct sa_tile *t, re
     return memory;
 }
 
-/* Are the rows of this array apart, each of numbers side by side? (Rows side by side the processor fetches by itself.) */
-static int rows_apart(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t dim)
-{
-    ptrdiff_t size = size_of(a->dtype);
-    return array->col == size && array->row != dim * size;
-}
-
-/* The queries are wanted at once, all at a time; the outputs' lines will be written when the last key is done. */
-static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
-{
-    ptrdiff_t line = 64 / size_of(a->dtype), group = a->num_heads / a->num_kv_heads;
-    for (ptrdiff_t i = 0; i < t->rows && rows_apart(a, &a->query, a->head_dim); ++i) {
-        const char *row = row_of(&a->query, t->query, group, t->row0 + i);
-        for (ptrdiff_t d = 0; d < a->head_dim; d += line)
-            __builtin_prefetch(row + d * a->query.col, 0, 3);
-    }
-    for (ptrdiff_t i = 0; i < t->rows && rows_apart(a, &a->out, a->value_dim); ++i) {
-        const char *row = out_row(a, t, t->row0 + i);
-        for (ptrdiff_t d = 0; d < a->value_dim; d += line)
-            __builtin_prefetch(row + d * a->out.col, 1, 2);
-    }
-}
-
-/* The rows of a tile from row0 on, in an array that has one for each query and head. */
-static struct ahead tile_ahead(const struct sa_attention *a, const struct sa_array *array, const char *data,
-                               ptrdiff_t dim, ptrdiff_t row0)
+/* The rows of a tile in an array that has one for each query and head, each of numbers side by side. */
+static struct ahead rows_of_tile(const struct sa_attention *a, const struct sa_tile *t, const struct sa_array *array,
+                                 const char *data, ptrdiff_t dim)
 {
     ptrdiff_t size = size_of(a->dtype), bytes = array->col == size ? dim * size : 0;
-    return (struct ahead){data, array->row, bytes, row0, a->num_heads / a->num_kv_heads, array->head};
+    return (struct ahead){data, array->row, bytes, t->row0, a->num_heads / a->num_kv_heads, array->head};
+}
+
+/* The queries are wanted at once, all at a time; the outputs' lines will be written when the last key is done. (Rows side
+ * by side the processor fetches by itself.) */
+static void fetch_rows(const struct sa_attention *a, const struct sa_tile *t)
+{
+    const struct ahead rows[2] = {rows_of_tile(a, t, &a->query, t->query, a->head_dim),
+                                  rows_of_tile(a, t, &a->out, t->out, a->value_dim)};
+    for (int i = 0; i < 2; ++i)
+        if (rows[i].row != rows[i].bytes) fetch_ahead(&rows[i], 0, (int)t->rows);
 }
 
 /* The same of the tile that is likely to be next: spread over the values of its panels, a row with each of
@@ -332,8 +319,8 @@ static void fetch_next(const struct sa_attention *a, const struct sa_tile *next,
 {
     if (!next) return;
     b->next_rows = next->rows;
-    b->next[0] = tile_ahead(a, &a->query, next->query, a->head_dim, next->row0);
-    b->next[1] = tile_ahead(a, &a->out, next->out, a->value_dim, next->row0);
+    b->next[0] = rows_of_tile(a, next, &a->query, next->query, a->head_dim);
+    b->next[1] = rows_of_tile(a, next, &a->out, next->out, a->value_dim);
 }
 
 /* The rows of a tile from the row-th on: as many as the panel takes, and what each may see. */

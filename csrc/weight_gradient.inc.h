@@ -47,9 +47,7 @@ static void chain_of_panel(const struct sa_weight_gradient *g, ptrdiff_t panel, 
     ptrdiff_t column = panel * PANEL_LANES, columns = smaller(PANEL_LANES, g->d_out - column);
     struct operand x = {(const char *)block, sizeof(real), BLOCK_STRIDE * sizeof(real)};
     struct panel to = {(real *)g->grad_weight + i * g->d_out + column, g->d_out}, sums = {scratch, nv * LANES};
-    struct ahead own = {.data = (const char *)to.data,
-                        .row = to.stride * (ptrdiff_t)sizeof(real),
-                        .bytes = columns * (ptrdiff_t)sizeof(real)};
+    struct ahead own = part_of_rows(g->grad_weight, sizeof(real), g->d_out, i, column, columns);
     fetch_ahead(&own, 0, (int)some);
     if (columns < nv * LANES) {
         multiply_store(nv, some, rows, x, packed, nv * LANES, sums, NULL, next);
@@ -64,7 +62,6 @@ static void chain_of_panel(const struct sa_weight_gradient *g, ptrdiff_t panel, 
 static void weight_gradient(const struct sa_weight_gradient *g, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t in0,
                             ptrdiff_t in1, ptrdiff_t panel0, ptrdiff_t panel1, void *workspace)
 {
-    const ptrdiff_t row_bytes = g->d_out * (ptrdiff_t)sizeof(real);
     real *block = workspace, *packed = block + SA_LINEAR_CHAIN * BLOCK_STRIDE;
     for (ptrdiff_t row = row0; row < row1; row += SA_LINEAR_CHAIN) {
         ptrdiff_t rows = smaller(SA_LINEAR_CHAIN, row1 - row);
@@ -76,9 +73,7 @@ static void weight_gradient(const struct sa_weight_gradient *g, ptrdiff_t row0, 
             from = panel + 1 < panel1 ? from + PANEL_LANES : grad_y + SA_LINEAR_CHAIN * g->d_out + panel0 * PANEL_LANES;
             for (ptrdiff_t i = in0; i < in1; i += ROW_CHUNK) {
                 ptrdiff_t some = smaller(ROW_CHUNK, in1 - i); /* and meanwhile, twice as many rows of the next panel */
-                struct ahead next = {.data = (const char *)(from + 2 * (i - in0) * g->d_out),
-                                     .row = row_bytes,
-                                     .bytes = PANEL_LANES * sizeof(real)};
+                struct ahead next = part_of_rows(from, sizeof(real), g->d_out, 2 * (i - in0), 0, PANEL_LANES);
                 struct ahead ahead[2] = {next, ahead_from(next, some)};
                 chain_of_panel(g, panel, row == 0, rows, i, some, block + i - in0, packed, ahead);
             }
