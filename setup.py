@@ -9,9 +9,9 @@ from setuptools import Extension, setup
 FLAGS = ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off"]  # the same arithmetic on every machine
 FLAGS += ["-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 FLAGS += os.environ.get("SELFATTN_CFLAGS", "").split()
-HEADERS = [str(path) for path in sorted(Path("csrc").glob("*.h"))]
+HEADERS = [str(path) for path in sorted(Path("csrc").rglob("*.h"))]
 PARTS = [str(path) for path in sorted(Path("selfattn").glob("*.pxi"))]
-SOURCES = [str(path) for path in sorted(Path("csrc").glob("*.c"))]
+SOURCES = [str(path) for path in sorted(Path("csrc").rglob("*.c"))]
 
 
 def extension(name: str, sources: list[str]) -> Extension:

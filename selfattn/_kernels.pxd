@@ -6,7 +6,7 @@ through the functions below.
 
 from libc.stdint cimport int64_t, uint64_t
 
-cdef extern from "kernels.h" nogil:
+cdef extern from "contracts/kernels.h" nogil:
     enum:
         SA_MAX_LEADING
         SA_OK
@@ -129,7 +129,7 @@ cdef extern from "kernels.h" nogil:
         double (*peak_loop)(ptrdiff_t iterations) noexcept nogil
         double (*read_loop)(const void *data, ptrdiff_t n) noexcept nogil
 
-cdef extern from "pool.h" nogil:
+cdef extern from "runtime/pool.h" nogil:
     ctypedef int (*sa_task)(void *context, ptrdiff_t index) noexcept nogil
 
 cdef const sa_kernels *active_kernels() noexcept nogil

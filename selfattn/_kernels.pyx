@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-cdef extern from "kernels.h" nogil:
+cdef extern from "contracts/kernels.h" nogil:
     const sa_kernels *sa_active()
     const sa_kernels *sa_for_products(const sa_kernels *, int bfloat16)
     const sa_kernels *sa_available(int index)
@@ -28,10 +28,10 @@ cdef extern from "kernels.h" nogil:
     int sa_norm_backward_run(const sa_kernels *, const sa_norm_backward *, int threads)
     int sa_sum_rows_run(const sa_kernels *, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y, int threads)
 
-cdef extern from "operators.h" nogil:
+cdef extern from "plan/tasks.h" nogil:
     int worthwhile_threads(double multiply_adds, int threads)
 
-cdef extern from "pool.h" nogil:
+cdef extern from "runtime/pool.h" nogil:
     int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int threads)
     int sa_slot()
     void sa_set_poll(int (*poll)() noexcept nogil)

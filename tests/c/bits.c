@@ -1,7 +1,7 @@
 /* Prints a hash of every kernel's results over many shapes: `bits ISA`, or `bits` for the names that run here.
  * Two instruction sets, or two machines, compute the same bits if and only if the lines are the same. No Python, so
  * that the same program runs under an emulator of another processor. */
-#include "kernels.h"
+#include "contracts/kernels.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* Drives csrc/pool.c without Python. `pool_harness NAME` runs one case: exit status 0, or 1 with the failed line. */
 #define _GNU_SOURCE
-#include "pool.h"
+#include "runtime/pool.h"
 
 #include <errno.h>
 #include <pthread.h>

@@ -1,8 +1,8 @@
 /* The cases of pool_harness.c between operations of an OpenMP team: before each job, the thread that calls runs one.
  * The exit status is 3 if a case is over without a loan, 5 if one was made within a parallel region (linked with
  * --wrap=sa_team_start). */
-#include "pool.h"
-#include "team.h"
+#include "runtime/pool.h"
+#include "openmp/openmp_loan.h"
 
 #include <omp.h>
 #include <sched.h>

@@ -6,11 +6,11 @@
  *   closely start without a system call; an idle pool uses no CPU.
  * - One lock guards the list of open jobs and the counts. It is held for a few instructions, never over a task, a
  *   poll or a spin, so fork() can take it and the child can begin afresh, without workers. */
-#include "pool.h"
-#include "cores.h"
-#include "shares.h"
-#include "team.h"
-#include "workspace.h"
+#include "runtime/pool.h"
+#include "runtime/cores.h"
+#include "runtime/task_shares.h"
+#include "openmp/openmp_loan.h"
+#include "runtime/workspace.h"
 
 #include <pthread.h>
 #include <signal.h>

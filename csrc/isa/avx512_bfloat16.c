@@ -1,8 +1,8 @@
 /* Attention whose products are of bfloat16: AMD since Zen 4, Intel since Cooper Lake. */
 #define SA_BFLOAT16_KERNELS
-#include "kernels.h"
+#include "contracts/kernels.h"
 #if defined(__x86_64__)
-#include "target.h"
+#include "isa/target.h"
 #include <immintrin.h>
 
 static int runs_here(void)
@@ -14,6 +14,6 @@ SA_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
 #define SA_ISA avx512
 #define SA_VECTOR_BYTES 64
 #define SA_FMA 1
-#include "kernels.inc.h"
+#include "isa/kernels.inc.h"
 SA_TARGET_END
 #endif

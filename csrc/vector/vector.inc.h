@@ -74,7 +74,7 @@ INLINE void vstore_first(real *p, vreal v, ptrdiff_t n)
 }
 
 #ifdef SA_FLOAT64_KERNELS
-#include "vector_float64.inc.h"
+#include "vector/float64.inc.h"
 #elif SA_VECTOR_BYTES == 64
 INLINE vreal vfma(vreal a, vreal b, vreal c)
 {
@@ -175,7 +175,7 @@ INLINE void vtranspose(vreal r[LANES])
 #endif
 
 #ifndef SA_FLOAT64_KERNELS
-#include "vector_half.inc.h"
+#include "vector/half.inc.h"
 #endif
 
 /* c + a * b for one step of a sum, and what a step's operands are made of. */

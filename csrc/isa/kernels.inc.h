@@ -1,21 +1,21 @@
 /* The kernels, written once in the order the data flows; each kernels_<isa>.c includes this inside its target region.
  * (Included as a template rather than written as macros, so that a debugger steps through it line by line.) */
-#include "vector.inc.h"
-#include "math.inc.h"
-#include "convert.inc.h"
-#include "tile.inc.h"
-#include "attention.inc.h"
-#include "spans.inc.h"
-#include "weights.inc.h"
-#include "activation.inc.h"
-#include "linear.inc.h"
+#include "vector/vector.inc.h"
+#include "vector/math.inc.h"
+#include "vector/convert.inc.h"
+#include "matmul/tile.inc.h"
+#include "attention/driver.inc.h"
+#include "attention/spans.inc.h"
+#include "attention/attention_weights.inc.h"
+#include "pointwise/activation.inc.h"
+#include "matmul/linear.inc.h"
 #ifndef SA_BFLOAT16_KERNELS
-#include "backward.inc.h"
-#include "norm.inc.h"
-#include "gradients.inc.h"
-#include "weight_gradient.inc.h"
+#include "attention/backward.inc.h"
+#include "pointwise/norm.inc.h"
+#include "pointwise/pointwise_backward.inc.h"
+#include "matmul/linear_backward.inc.h"
 #endif
-#include "probe.inc.h"
+#include "pointwise/peak.inc.h"
 
 #define SA_TEXT_(name) #name
 #define SA_TEXT(name) SA_TEXT_(name)

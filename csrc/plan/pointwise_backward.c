@@ -1,6 +1,6 @@
 /* operators_gradients.c -- the way back through activations, norms and biases over all its tasks. What sums over rows
  * does so in chunks of a fixed number of rows, a task each, whose sums are added in order: the threads cannot be seen. */
-#include "operators.h"
+#include "plan/tasks.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* tiles.c -- the tiles of a call: the pieces of the arrays that a task of attention, or of its gradients, works on. */
-#include "tiles.h"
+#include "plan/attention_tasks.h"
 
 #include <stdlib.h>
 

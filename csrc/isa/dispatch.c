@@ -1,5 +1,5 @@
 /* Which instruction set computes: the best that runs here, unless one is asked for by name. */
-#include "kernels.h"
+#include "contracts/kernels.h"
 
 static const struct sa_kernels *const compiled[] = {
 /* best first */

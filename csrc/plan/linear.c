@@ -1,5 +1,5 @@
 /* operators.c -- the layers' operators over all their tasks: which piece of the arrays a task computes. No arithmetic. */
-#include "operators.h"
+#include "plan/tasks.h"
 
 /* ---- linear layers ---- */
 

@@ -1,6 +1,6 @@
 /* operators_backward.c -- the gradients of attention over all their tasks. No arithmetic here. */
-#include "operators.h"
-#include "tiles.h"
+#include "plan/tasks.h"
+#include "plan/attention_tasks.h"
 
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
 /* 128-bit vectors without FMA on x86-64 (SSE2), or whatever 128-bit vectors the compiler has elsewhere. */
-#include "kernels.h"
+#include "contracts/kernels.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -12,4 +12,4 @@ static int runs_here(void)
 #define SA_ISA baseline
 #define SA_VECTOR_BYTES 16
 #define SA_FMA 0
-#include "kernels.inc.h"
+#include "isa/kernels.inc.h"

@@ -2,7 +2,7 @@
 #ifndef SELFATTN_TILES_H
 #define SELFATTN_TILES_H
 
-#include "operators.h"
+#include "plan/tasks.h"
 
 /* All tiles of a call, in the order in which they are begun. */
 struct sa_tiles {

@@ -1,7 +1,7 @@
 /* 512-bit vectors: Intel since Skylake-SP, AMD since Zen 4. */
-#include "kernels.h"
+#include "contracts/kernels.h"
 #if defined(__x86_64__)
-#include "target.h"
+#include "isa/target.h"
 #include <immintrin.h>
 
 static int runs_here(void)
@@ -15,6 +15,6 @@ SA_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #define SA_ISA avx512
 #define SA_VECTOR_BYTES 64
 #define SA_FMA 1
-#include "kernels.inc.h"
+#include "isa/kernels.inc.h"
 SA_TARGET_END
 #endif

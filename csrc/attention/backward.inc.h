@@ -244,7 +244,7 @@ static void add_query_gradient(const struct sa_attention *a, const struct sa_til
     g->empty = 0;
 }
 
-#include "backward_keys.inc.h"
+#include "attention/backward_keys.inc.h"
 
 /* ---- the bias, in a pass of its own: what it is broadcast over is summed in order ---- */
 

@@ -1,5 +1,5 @@
 /* 128-bit vectors with FMA: every aarch64. */
-#include "kernels.h"
+#include "contracts/kernels.h"
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
@@ -11,5 +11,5 @@ static int runs_here(void)
 #define SA_ISA neon
 #define SA_VECTOR_BYTES 16
 #define SA_FMA 1
-#include "kernels.inc.h"
+#include "isa/kernels.inc.h"
 #endif

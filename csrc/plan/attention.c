@@ -1,7 +1,7 @@
 /* operators_attention.c -- attention over all its tasks: which tile a task computes, and how many threads are worth
  * waking. No arithmetic here. */
-#include "operators.h"
-#include "tiles.h"
+#include "plan/tasks.h"
+#include "plan/attention_tasks.h"
 
 #include <stdlib.h>
 

@@ -5,8 +5,8 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "workspace.h"
-#include "pool.h"
+#include "runtime/workspace.h"
+#include "runtime/pool.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

@@ -2,7 +2,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "cores.h"
+#include "runtime/cores.h"
 
 #include <sched.h>
 #include <time.h>

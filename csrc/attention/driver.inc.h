@@ -11,14 +11,14 @@
 
 enum { SCORE_CHAIN = 64 }; /* products of a query and a key that are one chain of additions */
 
-#include "stage.inc.h"
-#include "lanes.inc.h"
-#include "mask.inc.h"
-#include "seen.inc.h"
-#include "dropout.inc.h"
-#include "few.inc.h"
-#include "few_values.inc.h"
-#include "rows.inc.h"
+#include "attention/key_source.inc.h"
+#include "attention/query_panel.inc.h"
+#include "attention/mask.inc.h"
+#include "attention/visible_vectors.inc.h"
+#include "attention/dropout.inc.h"
+#include "attention/decode_scores.inc.h"
+#include "attention/decode_values.inc.h"
+#include "attention/values_by_row.inc.h"
 
 /* ---- pass 1: the scores of the keys first .. last - 1 of a block ---- */
 

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "pool.h"
+#include "runtime/pool.h"
 
 enum {
     SA_MAX_LEADING = 16,             /* leading (batch) dimensions */

@@ -1,3 +1,3 @@
 /* The same kernels in float64. */
 #define SA_FLOAT64_KERNELS
-#include "kernels_avx2.c"
+#include "isa/avx2.c"

@@ -2,7 +2,7 @@
 #ifndef SELFATTN_OPERATORS_H
 #define SELFATTN_OPERATORS_H
 
-#include "kernels.h"
+#include "contracts/kernels.h"
 
 /* Work below this many multiply-adds (about 10 us) is not worth a second thread. */
 static const double WORTH_A_THREAD = 5e5;

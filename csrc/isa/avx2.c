@@ -1,7 +1,7 @@
 /* 256-bit vectors: Intel since Haswell, AMD since Zen. */
-#include "kernels.h"
+#include "contracts/kernels.h"
 #if defined(__x86_64__)
-#include "target.h"
+#include "isa/target.h"
 #include <immintrin.h>
 
 static int runs_here(void)
@@ -13,6 +13,6 @@ SA_TARGET_BEGIN("avx2,fma,f16c")
 #define SA_ISA avx2
 #define SA_VECTOR_BYTES 32
 #define SA_FMA 1
-#include "kernels.inc.h"
+#include "isa/kernels.inc.h"
 SA_TARGET_END
 #endif
