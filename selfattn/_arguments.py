@@ -94,7 +94,7 @@ def _foreign(name: str, x: Any) -> Array:
     if getattr(x, "requires_grad", False):
         raise TypeError(f"{name} requires grad, and this operator records none: {name}.detach()")
     if hasattr(x, "__dlpack__"):
-        from selfattn._arrays import from_dlpack
+        from selfattn._native.dlpack import from_dlpack
 
         try:
             array: Array = from_dlpack(x)

@@ -1,14 +1,18 @@
-/* backward_keys.inc.h -- pass 5 of backward.inc.h: what the queries of a tile add to the gradients of keys and values. */
+/* backward_keys.inc.h -- pass 5 of the backward pass: what the queries of a tile add to the gradients of keys and values. */
+#ifndef SELFATTN_ATTENTION_BACKWARD_KEYS_INC_H
+#define SELFATTN_ATTENTION_BACKWARD_KEYS_INC_H
+
+#include "attention/backward_scores.inc.h"
 
 /* Row by row, without those that do not see a key: a NaN reaches only the keys that its row sees. */
-static void sum_visible_rows(const struct gradient_work *w, const real *factors, const real *rows, ptrdiff_t stride,
+static void sum_visible_rows(const struct backward_work *w, const real *factors, const real *rows, ptrdiff_t stride,
                              ptrdiff_t count, ptrdiff_t keys, ptrdiff_t columns)
 {
     for (ptrdiff_t k = 0; k < keys; ++k)
         for (ptrdiff_t d = 0; d < columns; d += LANES) {
             vreal sum = vsplat(0.0f);
             for (ptrdiff_t i = 0; i < count; ++i)
-                if (!is_hidden(vsplat(w->weights[k * ROW_STRIDE + i]))[0])
+                if (!is_hidden(vsplat(w->probabilities[k * ROW_STRIDE + i]))[0])
                     sum = vfma(vsplat(factors[k * ROW_STRIDE + i]), vload(rows + i * stride + d), sum);
             vstore(w->sums + k * whole_vectors(columns) + d, sum);
         }
@@ -16,37 +20,37 @@ static void sum_visible_rows(const struct gradient_work *w, const real *factors,
 
 /* sums[key, :] = sum over the tile's rows of factors[key, row] * rows[row, :]; without those that no lane of a vector
  * sees, where the tile is one panel. (Their factors are 0.) */
-static void sum_seen_rows(const struct gradient_work *w, ptrdiff_t count, struct operand factors, const real *rows,
-                          ptrdiff_t stride, struct panel sums)
+static void sum_visible_vectors(const struct backward_work *w, ptrdiff_t count, struct operand factors, const real *rows,
+                          ptrdiff_t stride, struct lane_rows sums)
 {
-    const struct block *b = &w->block;
+    const struct key_block *b = &w->block;
     const int nv = (int)(sums.stride / LANES);
     const ptrdiff_t first = b->keys.first, last = b->keys.last;
-    if (w->count > 1 || !b->partly_seen) {
+    if (w->count > 1 || !b->partly_visible) {
         multiply_store(nv, last - first, count, factors, rows, stride, sums, NULL, NULL);
         return;
     }
     for (ptrdiff_t key = first, end; key < last; key = end) {
         int from = 0, to = 0; /* as before the first key and after the last that are seen */
-        end = key < b->last ? same_vectors(&w->panels[0].lanes, b, key, &from, &to) : last;
+        end = key < b->last ? same_visible_vectors(&w->panels[0].panel, b, key, &from, &to) : last;
         ptrdiff_t at = key - first, row = from * LANES, some = larger(0, smaller(count, to * LANES) - row);
         struct operand these = {factors.data + at * factors.row + row * factors.col, factors.row, factors.col};
         multiply_store(nv, end - key, some, these, rows + row * stride, stride,
-                       (struct panel){sums.data + at * sums.stride, sums.stride}, NULL, NULL);
+                       (struct lane_rows){sums.data + at * sums.stride, sums.stride}, NULL, NULL);
     }
 }
 
 /* to[key, :] += sum over the tile's rows of factors[key, row] * rows[row, :], for the keys staged in the block. */
-static void add_key_gradient(const struct sa_tile *t, const struct gradient_work *w, const real *factors,
+static void add_key_gradient(const struct sa_attention_task *t, const struct backward_work *w, const real *factors,
                              const real *rows, ptrdiff_t dim, int finite, const struct sa_array *array, char *to)
 {
     ptrdiff_t first = w->block.keys.first, keys = w->block.keys.last - first, stride = whole_vectors(dim);
     struct operand a = {(const char *)factors, ROW_STRIDE * (ptrdiff_t)sizeof(real), sizeof(real)};
     for (ptrdiff_t column = 0; column < dim; column += PANEL_LANES) {
         ptrdiff_t columns = smaller(PANEL_LANES, dim - column), width = whole_vectors(columns);
-        struct panel sums = {w->sums, width};
+        struct lane_rows sums = {w->sums, width};
         if (finite)
-            sum_seen_rows(w, t->rows, a, rows + column, stride, sums);
+            sum_visible_vectors(w, t->rows, a, rows + column, stride, sums);
         else
             sum_visible_rows(w, factors, rows + column, stride, t->rows, keys, columns);
         for (ptrdiff_t k = 0; k < keys; ++k) {
@@ -59,3 +63,5 @@ static void add_key_gradient(const struct sa_tile *t, const struct gradient_work
         }
     }
 }
+
+#endif

@@ -3,60 +3,67 @@
  * Keys are in the lanes of the scores, dimensions in those of the outputs, and both are kept row by row. Every sum is the
  * same chain as in tile.inc.h, so the bits are the same. Keys and values are read once, in their own type wherever they
  * lie: what is widened, or scaled, is so in registers. */
+#ifndef SELFATTN_ATTENTION_DECODE_SCORES_INC_H
+#define SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 
-enum { FEW_ROWS = LANES < 8 ? LANES : 8, FEW_STRIDE = SA_KEY_BLOCK, FETCH_AHEAD = 24576, CACHED_BYTES = 1 << 21 };
+#include "attention/key_block.inc.h"
+
+enum { DECODE_ROWS = LANES < 8 ? LANES : 8, DECODE_STRIDE = SA_KEY_BLOCK };
+
+/* Behind the one vector of queries, and of outputs, that a panel of few rows fills, the same numbers lie row by row. */
+_Static_assert((int)LANES + (int)DECODE_ROWS <= (int)PANEL_LANES, "a panel has room for its few rows twice");
 
 /* The rows of a block in the order in which they are read: its keys, its values, and the keys that come next. */
-struct few_rows {
+struct decode_rows {
     const char *rows[3 * SA_KEY_BLOCK];
     const char **keys, **values;
     real key_scales[SA_KEY_BLOCK], value_scales[SA_KEY_BLOCK]; /* of int8 */
-    real scores[FEW_ROWS * FEW_STRIDE];                        /* row by row; then weights */
-    ptrdiff_t n, ahead, fetched, count;                        /* rows fetched, of so many */
+    real scores[DECODE_ROWS * DECODE_STRIDE];                        /* row by row; then weights */
+    ptrdiff_t n, distance, prefetched, count;                        /* rows prefetched, of so many */
     ptrdiff_t bytes;                                           /* of a row, from the start of its first line */
     int from_memory;                                           /* too many for the caches */
 };
 
 /* Is the panel one of few rows, whose keys and values are contiguous? */
-static int few(const struct sa_attention *a, const struct lanes *p)
+static int is_decode(const struct sa_attention *a, const struct query_panel *p)
 {
     ptrdiff_t width = size_of(a->kv_dtype);
-    return TERMS == 1 && p->nv == 1 && p->rows <= FEW_ROWS && a->key.col == width &&
+    return TERMS == 1 && p->nv == 1 && p->rows <= DECODE_ROWS && a->key.col == width &&
            (!a->value.data || a->value.col == width) && (SA_REAL == SA_FLOAT32 || a->kv_dtype == SA_REAL);
 }
 
-/* The rows that a kernel takes: 1, 2, 4 or 8, as far as FEW_ROWS. */
-INLINE int few_count(ptrdiff_t rows)
+/* The rows that a kernel takes: 1, 2, 4 or 8, as far as DECODE_ROWS. */
+INLINE int decode_row_count(ptrdiff_t rows)
 {
-    return rows <= 2 ? (int)rows : rows <= 4 ? 4 : FEW_ROWS;
+    return rows <= 2 ? (int)rows : rows <= 4 ? 4 : DECODE_ROWS;
 }
 
 /* The kernel for so many rows, of which it then is one for a constant. */
 #define SA_BY_ROWS(rows, function, ...)                                                                                \
     if (rows == 1)                                                                                                     \
         function(1, __VA_ARGS__);                                                                                      \
-    else if (FEW_ROWS == 2 || rows == 2)                                                                               \
+    else if (DECODE_ROWS == 2 || rows == 2)                                                                               \
         function(2, __VA_ARGS__);                                                                                      \
-    else if (FEW_ROWS == 4 || rows <= 4)                                                                               \
+    else if (DECODE_ROWS == 4 || rows <= 4)                                                                               \
         function(4, __VA_ARGS__);                                                                                      \
     else                                                                                                               \
-        function(FEW_ROWS, __VA_ARGS__)
+        function(DECODE_ROWS, __VA_ARGS__)
 
-/* The queries of a panel side by side, dim x few_count(rows): behind the panel. */
-static real *few_query(const struct lanes *p, ptrdiff_t dim)
+/* The queries of a panel side by side, dim x decode_row_count(rows): behind the panel. */
+static real *decode_query(const struct query_panel *p, ptrdiff_t dim)
 {
     return p->query + dim * p->width;
 }
 
-static void set_few_query(const struct lanes *p, ptrdiff_t dim)
+static void set_decode_query(const struct query_panel *p, ptrdiff_t dim)
 {
-    int count = few_count(p->rows);
+    int count = decode_row_count(p->rows);
     for (ptrdiff_t d = 0; d < dim; ++d)
         for (int r = 0; r < count; ++r)
-            few_query(p, dim)[d * count + r] = r < p->rows ? p->query[d * p->width + r] : (real)0.0;
+            decode_query(p, dim)[d * count + r] = r < p->rows ? p->query[d * p->width + r] : (real)0.0;
 }
 
-static void set_row_addresses(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s,
+static void set_row_addresses(const struct sa_attention *a, const struct sa_attention_task *t, const struct key_source *s,
                               ptrdiff_t first, ptrdiff_t n, const char **rows)
 {
     for (ptrdiff_t i = 0; i < n;) { /* page by page */
@@ -69,7 +76,7 @@ static void set_row_addresses(const struct sa_attention *a, const struct sa_tile
 }
 
 /* The scales of n keys, and as those past the end that of the last again. */
-static void set_scales(const struct staged *s, ptrdiff_t first, ptrdiff_t n, ptrdiff_t padded, real *scales)
+static void set_scales(const struct key_source *s, ptrdiff_t first, ptrdiff_t n, ptrdiff_t padded, real *scales)
 {
     for (ptrdiff_t i = 0; i < n; ++i)
         scales[i] = s->scale ? *(const float_any *)(s->scale + (first + i) * s->scale_row) : (real)1.0;
@@ -78,37 +85,37 @@ static void set_scales(const struct staged *s, ptrdiff_t first, ptrdiff_t n, ptr
 }
 
 /* The addresses and scales of the keys first .. last - 1 of a block, and what will be read next. */
-static void set_few_rows(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
-                         const struct block *b, struct few_rows *f)
+static void set_decode_rows(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                         const struct key_block *b, struct decode_rows *f)
 {
     ptrdiff_t n = b->last - b->first, padded = (n + LANES - 1) / LANES * LANES, width = size_of(a->kv_dtype);
     ptrdiff_t bytes = larger(a->head_dim, a->value_dim) * width;
     f->n = n;
-    f->ahead = larger(LANES, smaller(SA_KEY_BLOCK, FETCH_AHEAD / larger(1, bytes)));
-    f->from_memory = 2 * bytes * a->kv_len * a->num_kv_heads * a->items > CACHED_BYTES;
+    f->distance = larger(LANES, smaller(SA_KEY_BLOCK, SA_DECODE_PREFETCH_BYTES / larger(1, bytes)));
+    f->from_memory = 2 * bytes * a->kv_len * a->num_kv_heads * a->items > SA_DECODE_CACHE_BYTES;
     f->keys = f->rows;
     f->values = f->rows + padded;
     set_row_addresses(a, t, &b->keys, b->first, n, f->keys);
     for (ptrdiff_t i = n; i < padded; ++i)
         f->keys[i] = f->keys[n - 1];
     if (t->value) set_row_addresses(a, t, &b->values, b->first, n, f->values);
-    ptrdiff_t next = larger(0, smaller(f->ahead, p->max_last - b->last));
+    ptrdiff_t next = larger(0, smaller(f->distance, p->max_last - b->last));
     set_row_addresses(a, t, &b->keys, b->last, next, f->values + n);
     f->count = t->value ? padded + n + next : 0;
-    f->fetched = smaller(f->ahead, f->count);
+    f->prefetched = smaller(f->distance, f->count);
     f->bytes = bytes + (b->keys.array->row == bytes ? 0 : (ptrdiff_t)((uintptr_t)f->keys[0] % 64));
     if (a->kv_dtype != SA_INT8) return;
     set_scales(&b->keys, b->first, n, padded, f->key_scales);
     set_scales(&b->values, b->first, n, n, f->value_scales);
 }
 
-/* The rows up to `end` are fetched, and again those a third and two thirds nearer: the processor drops what it has no room
+/* The rows up to `end` are prefetched, and again those a third and two thirds nearer: the processor drops what it has no room
  * for while many lines are on their way from memory, and each that is missing costs a whole latency. */
-static __attribute__((noinline)) void fetch_again(struct few_rows *f, ptrdiff_t end)
+static __attribute__((noinline)) void prefetch_repeatedly(struct decode_rows *f, ptrdiff_t end)
 {
-    const ptrdiff_t bytes = f->bytes, third = f->ahead / 3;
-    for (; f->fetched < end; ++f->fetched) {
-        const char *const *rows = f->rows + f->fetched;
+    const ptrdiff_t bytes = f->bytes, third = f->distance / 3;
+    for (; f->prefetched < end; ++f->prefetched) {
+        const char *const *rows = f->rows + f->prefetched;
         const char *first = rows[0], *second = rows[-third], *last = rows[-2 * third];
         for (ptrdiff_t at = 0; at < bytes; at += 64) {
             __builtin_prefetch(first + at, 0, 2);
@@ -119,17 +126,17 @@ static __attribute__((noinline)) void fetch_again(struct few_rows *f, ptrdiff_t 
 }
 
 /* Fetches the rows up to `row`, in the order of memory. */
-INLINE void fetch_to(struct few_rows *f, ptrdiff_t row)
+INLINE void prefetch_to(struct decode_rows *f, ptrdiff_t row)
 {
     const ptrdiff_t end = smaller(row, f->count);
-    if (f->fetched >= end) return;
+    if (f->prefetched >= end) return;
     if (f->from_memory) {
-        fetch_again(f, end);
+        prefetch_repeatedly(f, end);
         return;
     }
-    for (; f->fetched < end; ++f->fetched)
+    for (; f->prefetched < end; ++f->prefetched)
         for (ptrdiff_t at = 0; at < f->bytes; at += 64)
-            __builtin_prefetch(f->rows[f->fetched] + at, 0, 2);
+            __builtin_prefetch(f->rows[f->prefetched] + at, 0, 2);
 }
 
 /* A key's dimensions in a lane, before they are turned: those that a lane of 4 bytes holds. */
@@ -137,7 +144,7 @@ INLINE void fetch_to(struct few_rows *f, ptrdiff_t row)
 #define WIDTH_OF(dtype) ((dtype) == SA_REAL ? (int)sizeof(real) : (dtype) == SA_INT8 ? 1 : 2)
 
 /* LANES numbers, or as many as LANES lanes hold packed. */
-INLINE vreal few_load(const enum sa_dtype dtype, const char *at)
+INLINE vreal decode_load(const enum sa_dtype dtype, const char *at)
 {
     (void)dtype;
 #ifndef SA_FLOAT64_KERNELS
@@ -147,7 +154,7 @@ INLINE vreal few_load(const enum sa_dtype dtype, const char *at)
 }
 
 /* The numbers that lie at one place in all lanes. */
-INLINE vreal few_unpack(const enum sa_dtype dtype, vreal packed, const int part)
+INLINE vreal decode_unpack(const enum sa_dtype dtype, vreal packed, const int part)
 {
     if (dtype == SA_BFLOAT16) return part ? (vreal)((vbits)packed & 0xffff0000) : (vreal)((vbits)packed << 16);
     if (dtype == SA_INT8) return __builtin_convertvector((vint)((vbits)packed << (24 - 8 * part)) >> 24, vreal);
@@ -157,20 +164,20 @@ INLINE vreal few_unpack(const enum sa_dtype dtype, vreal packed, const int part)
 /* ---- scores ---- */
 
 /* chain[row] += the products of LANES keys' dimensions with `count` rows of queries; query: dim x count. */
-INLINE void few_scores_step(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
+INLINE void decode_scores_step(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
                             const real *query, vreal scale, vreal *chain)
 {
     const int packed = PACKED(dtype);
-    vreal tile[LANES];
+    vreal square[LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i)
-        tile[i] = few_load(dtype, rows[i] + at);
-    vtranspose(tile);
+        square[i] = decode_load(dtype, rows[i] + at);
+    vtranspose(square);
 #pragma GCC unroll 16
     for (int j = 0; j < LANES; ++j)
 #pragma GCC unroll 4
         for (int part = 0; part < packed; ++part) {
-            vreal key = few_unpack(dtype, tile[j], part);
+            vreal key = decode_unpack(dtype, square[j], part);
             if (dtype == SA_INT8) key *= scale;
 #pragma GCC unroll 8
             for (int r = 0; r < count; ++r)
@@ -179,25 +186,25 @@ INLINE void few_scores_step(const enum sa_dtype dtype, const int count, const ch
 }
 
 /* LANES rows' last numbers, turned; fewer than a step takes. */
-static void few_turn_rest(enum sa_dtype dtype, const char *const *rows, ptrdiff_t at, ptrdiff_t dims, vreal *tile)
+static void decode_turn_rest(enum sa_dtype dtype, const char *const *rows, ptrdiff_t at, ptrdiff_t dims, vreal *square)
 {
-    for (ptrdiff_t d = 0; d < dims; d += LANES, tile += LANES) {
+    for (ptrdiff_t d = 0; d < dims; d += LANES, square += LANES) {
 #pragma GCC unroll 1
         for (int i = 0; i < LANES; ++i)
-            tile[i] = load_row(rows[i] + at + d * size_of(dtype), size_of(dtype), smaller(LANES, dims - d), dtype);
-        vtranspose(tile);
+            square[i] = load_row(rows[i] + at + d * size_of(dtype), size_of(dtype), smaller(LANES, dims - d), dtype);
+        vtranspose(square);
     }
 }
 
 /* chain[row] += the products of these. */
-INLINE void few_scores_rest(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
+INLINE void decode_scores_rest(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
                             ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
 {
-    vreal tile[4 * LANES]; /* as many as a step may take */
-    few_turn_rest(dtype, rows, at, dims, tile);
+    vreal square[4 * LANES]; /* as many as a step may take */
+    decode_turn_rest(dtype, rows, at, dims, square);
 #pragma GCC unroll 1
     for (ptrdiff_t d = 0; d < dims; ++d) {
-        vreal key = tile[d];
+        vreal key = square[d];
         if (dtype == SA_INT8) key *= scale;
 #pragma GCC unroll 8
         for (int r = 0; r < count; ++r)
@@ -206,12 +213,12 @@ INLINE void few_scores_rest(const enum sa_dtype dtype, const int count, const ch
 }
 
 /* vectors * LANES keys' scores from the key `first` of the block on: scores[row][key]. */
-INLINE void few_scores_tile(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
+INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
                             ptrdiff_t first, ptrdiff_t dim, const real *query)
 {
     const int step = PACKED(dtype) * LANES;
-    vreal chain[FEW_ROWS * 4], sums[FEW_ROWS * 4], scale[4];
-    ptrdiff_t part = vectors * LANES * step * 256 / larger(1, dim), from = (first + f->ahead) * 256;
+    vreal chain[DECODE_ROWS * 4], sums[DECODE_ROWS * 4], scale[4];
+    ptrdiff_t part = vectors * LANES * step * 256 / larger(1, dim), from = (first + f->distance) * 256;
 #pragma GCC unroll 32
     for (int i = 0; i < count * vectors; ++i)
         chain[i] = sums[i] = vsplat(0.0f);
@@ -222,15 +229,15 @@ INLINE void few_scores_tile(const enum sa_dtype dtype, const int count, const in
             scale[v] = dtype == SA_INT8 ? vload(f->key_scales + first + v * LANES) : vsplat(0.0f);
             ptrdiff_t at = d * WIDTH_OF(dtype);
             if (dim - d >= step)
-                few_scores_step(dtype, count, rows, at, query + d * count, scale[v], chain + v * count);
+                decode_scores_step(dtype, count, rows, at, query + d * count, scale[v], chain + v * count);
             else
-                few_scores_rest(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
+                decode_scores_rest(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
         }
-        fetch_to(f, (from += part) / 256);
-        if ((d + step) % SCORE_CHAIN == 0 || d + step >= dim) {
+        prefetch_to(f, (from += part) / 256);
+        if ((d + step) % SA_SCORE_CHAIN == 0 || d + step >= dim) {
 #pragma GCC unroll 32
             for (int i = 0; i < count * vectors; ++i) {
-                if (d < SCORE_CHAIN)
+                if (d < SA_SCORE_CHAIN)
                     sums[i] = chain[i];
                 else
                     sums[i] += chain[i];
@@ -242,103 +249,62 @@ INLINE void few_scores_tile(const enum sa_dtype dtype, const int count, const in
     for (int v = 0; v < vectors; ++v)
 #pragma GCC unroll 8
         for (int r = 0; r < count; ++r)
-            vstore(f->scores + r * FEW_STRIDE + first + v * LANES, sums[v * count + r]);
+            vstore(f->scores + r * DECODE_STRIDE + first + v * LANES, sums[v * count + r]);
 }
 
-INLINE void few_scores_of(const int count, const enum sa_dtype dtype, struct few_rows *f, ptrdiff_t dim,
+INLINE void decode_scores_of(const int count, const enum sa_dtype dtype, struct decode_rows *f, ptrdiff_t dim,
                           const real *query)
 {
     const int vectors = count <= 2 && dtype != SA_REAL ? 2 : 1; /* of keys: their chains overlap */
     ptrdiff_t k = 0;
     for (; k + (vectors - 1) * LANES < f->n; k += vectors * LANES)
-        few_scores_tile(dtype, count, vectors, f, k, dim, query);
+        decode_scores_tile(dtype, count, vectors, f, k, dim, query);
     for (; vectors > 1 && k < f->n; k += LANES)
-        few_scores_tile(dtype, count, 1, f, k, dim, query);
+        decode_scores_tile(dtype, count, 1, f, k, dim, query);
 }
 
-INLINE void few_scores_by(const enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, ptrdiff_t dim,
+INLINE void decode_scores_by(const enum sa_dtype dtype, ptrdiff_t rows, struct decode_rows *f, ptrdiff_t dim,
                           const real *query)
 {
-    SA_BY_ROWS(rows, few_scores_of, dtype, f, dim, query);
+    SA_BY_ROWS(rows, decode_scores_of, dtype, f, dim, query);
 }
 
-static void few_scores(enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, ptrdiff_t dim, const real *query)
+static void decode_scores(enum sa_dtype dtype, ptrdiff_t rows, struct decode_rows *f, ptrdiff_t dim, const real *query)
 {
-    if (dtype == SA_REAL) few_scores_by(SA_REAL, rows, f, dim, query);
+    if (dtype == SA_REAL) decode_scores_by(SA_REAL, rows, f, dim, query);
 #ifndef SA_FLOAT64_KERNELS
-    if (dtype == SA_FLOAT16) few_scores_by(SA_FLOAT16, rows, f, dim, query);
-    if (dtype == SA_BFLOAT16) few_scores_by(SA_BFLOAT16, rows, f, dim, query);
-    if (dtype == SA_INT8) few_scores_by(SA_INT8, rows, f, dim, query);
+    if (dtype == SA_FLOAT16) decode_scores_by(SA_FLOAT16, rows, f, dim, query);
+    if (dtype == SA_BFLOAT16) decode_scores_by(SA_BFLOAT16, rows, f, dim, query);
+    if (dtype == SA_INT8) decode_scores_by(SA_INT8, rows, f, dim, query);
 #endif
 }
 
 /* The scores of a few rows, row by row. */
-static void score_few(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
-                      const struct block *b, struct few_rows *f)
+static void score_decode(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                      const struct key_block *b, struct decode_rows *f)
 {
-    set_few_rows(a, t, p, b, f);
-    few_scores(a->kv_dtype, p->rows, f, a->head_dim, few_query(p, a->head_dim));
+    set_decode_rows(a, t, p, b, f);
+    decode_scores(a->kv_dtype, p->rows, f, a->head_dim, decode_query(p, a->head_dim));
 }
 
 /* Row by row becomes key by key, as masks and the softmax of panels know it; and back. */
-static void few_to_panel(const struct few_rows *f, ptrdiff_t rows, struct panel panel)
+static void decode_to_panel(const struct decode_rows *f, ptrdiff_t rows, struct lane_rows panel)
 {
     for (ptrdiff_t k = 0; k < f->n; k += LANES) {
-        vreal tile[LANES];
+        vreal square[LANES];
         for (int i = 0; i < LANES; ++i) /* lanes without a row: anything */
-            tile[i] = vload(f->scores + (i < rows ? i : 0) * FEW_STRIDE + k);
-        vtranspose(tile);
+            square[i] = vload(f->scores + (i < rows ? i : 0) * DECODE_STRIDE + k);
+        vtranspose(square);
         for (ptrdiff_t j = 0; j < smaller(LANES, f->n - k); ++j)
-            vstore(panel.data + (k + j) * panel.stride, tile[j]);
+            vstore(panel.data + (k + j) * panel.stride, square[j]);
     }
 }
 
-static void few_from_panel(struct few_rows *f, ptrdiff_t rows, struct panel panel)
+static void decode_from_panel(struct decode_rows *f, ptrdiff_t rows, struct lane_rows panel)
 {
     for (ptrdiff_t k = 0; k < f->n; ++k)
         for (ptrdiff_t r = 0; r < rows; ++r)
-            f->scores[r * FEW_STRIDE + k] = panel.data[k * panel.stride + r];
+            f->scores[r * DECODE_STRIDE + k] = panel.data[k * panel.stride + r];
 }
 
-/* The maxima of the rows, in the lanes. */
-static vreal few_max(const struct few_rows *f, ptrdiff_t rows)
-{
-    vreal tile[LANES];
-    for (int i = 0; i < LANES; ++i) {
-        tile[i] = vsplat(-INFINITY);
-        for (ptrdiff_t k = 0; i < rows && k < f->n; k += LANES) /* past the end: the last key again */
-            tile[i] = vmax(vload(f->scores + i * FEW_STRIDE + k), tile[i]);
-    }
-    vtranspose(tile);
-    for (int i = 1; i < LANES; ++i)
-        tile[0] = vmax(tile[i], tile[0]);
-    return tile[0];
-}
-
-/* The sums of the rows' weights: of every other key and of the others in the two lanes, the rows side by side, as each
- * addition waits for the one before it. */
-INLINE void few_sums_of(const int count, const struct few_rows *f, real *sums)
-{
-    vtwo both[FEW_ROWS] = {{0}};
-    const real *at = f->scores;
-    for (ptrdiff_t k = 0; k + 1 < f->n; k += 2, at += 2)
-#pragma GCC unroll 8
-        for (int r = 0; r < count; ++r)
-            both[r] += *(const vtwo *)(at + r * FEW_STRIDE);
-#pragma GCC unroll 8
-    for (int r = 0; r < count; ++r) {
-        if (f->n % 2) both[r][0] += at[r * FEW_STRIDE];
-        sums[r] = both[r][0] + both[r][1];
-    }
-}
-
-/* The scores of the rows become weights; sums receives their sums. */
-static void few_weights(struct few_rows *f, ptrdiff_t rows, const real *max, real c, real *sums)
-{
-    for (ptrdiff_t r = 0; r < rows; ++r)
-        for (ptrdiff_t k = 0; k < f->n; k += LANES) {
-            real *at = f->scores + r * FEW_STRIDE + k;
-            vstore(at, vexp2((vload(at) - vsplat(max[r])) * vsplat(c)));
-        }
-    SA_BY_ROWS(rows, few_sums_of, f, sums);
-}
+#endif

@@ -1,6 +1,10 @@
-/* few_values.inc.h -- the weighted values of a few rows: dimensions in the lanes, row by row; see few.inc.h. */
+/* decode_values.inc.h -- the weighted values of a few rows: dimensions in the lanes, row by row; see few.inc.h. */
+#ifndef SELFATTN_ATTENTION_DECODE_VALUES_INC_H
+#define SELFATTN_ATTENTION_DECODE_VALUES_INC_H
 
-struct few_sums {
+#include "attention/decode_scores.inc.h"
+
+struct decode_sums {
     real *chain, *outputs; /* rows x dim */
     const real *rescale;   /* NULL: there are no outputs yet */
     ptrdiff_t dim;
@@ -8,17 +12,17 @@ struct few_sums {
 
 /* The numbers of the v-th vector. Those of two vectors in bfloat16 lie in one, and are widened where they lie: the even
  * ones are one vector, the odd ones the other. */
-INLINE vreal few_value(const enum sa_dtype dtype, const int apart, const char *row, const int v)
+INLINE vreal decode_value(const enum sa_dtype dtype, const int apart, const char *row, const int v)
 {
-    if (apart) return few_unpack(dtype, vload((const real *)(row + v / 2 * SA_VECTOR_BYTES)), v % 2);
+    if (apart) return decode_unpack(dtype, vload((const real *)(row + v / 2 * SA_VECTOR_BYTES)), v % 2);
     return load_whole(row + v * LANES * WIDTH_OF(dtype), dtype);
 }
 
 /* Sums of numbers in order become those of the even and the odd ones; or back. */
 #ifdef SA_FLOAT64_KERNELS
-#define few_part(count, vectors, back, sum) ((void)0) /* of bfloat16 only */
+#define split_halves(count, vectors, back, sum) ((void)0) /* of bfloat16 only */
 #else
-INLINE void few_part(const int count, const int vectors, const int back, vreal *sum)
+INLINE void split_halves(const int count, const int vectors, const int back, vreal *sum)
 {
 #pragma GCC unroll 4
     for (int v = 0; v + 1 < vectors; v += 2)
@@ -35,35 +39,35 @@ INLINE void few_part(const int count, const int vectors, const int back, vreal *
 
 /* The keys first .. last - 1 of a block for `count` rows and `vectors` vectors of dimensions from d on: the chain goes
  * on, and with the last key it is added to the outputs. */
-INLINE void few_values_tile(const enum sa_dtype dtype, const int count, const int vectors, struct few_rows *f,
-                            ptrdiff_t first, ptrdiff_t last, ptrdiff_t d, const struct few_sums *s)
+INLINE void decode_values_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
+                            ptrdiff_t first, ptrdiff_t last, ptrdiff_t d, const struct decode_sums *s)
 {
     const int width = WIDTH_OF(dtype);
-    vreal sum[FEW_ROWS * 8];
+    vreal sum[DECODE_ROWS * 8];
     ptrdiff_t dims = smaller(vectors * LANES, s->dim - d), part = dims * 256 / s->dim;
-    ptrdiff_t from = ((f->values - f->rows) + f->ahead + first) * 256 + (last - first) * d * 256 / s->dim;
+    ptrdiff_t from = ((f->values - f->rows) + f->distance + first) * 256 + (last - first) * d * 256 / s->dim;
     const int whole = vectors > 1 || dims == LANES, apart = dtype == SA_BFLOAT16 && vectors % 2 == 0;
 #pragma GCC unroll 64
     for (int i = 0; i < count * vectors; ++i) {
         const real *at = s->chain + i % count * s->dim + d + i / count * LANES;
         sum[i] = first == 0 ? vsplat(0.0f) : whole ? vload(at) : vload_first(at, dims);
     }
-    if (apart && first) few_part(count, vectors, 0, sum);
+    if (apart && first) split_halves(count, vectors, 0, sum);
     for (ptrdiff_t k = first; k < last; ++k, from += part) {
         const char *row = f->values[k] + d * width, some[SA_VECTOR_BYTES] = {0};
         const real *weight = f->scores + k;
-        fetch_to(f, from / 256);
+        prefetch_to(f, from / 256);
         if (!whole) row = memcpy((char *)some, row, (size_t)(dims * width));
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
-            vreal value = few_value(dtype, apart, row, v);
+            vreal value = decode_value(dtype, apart, row, v);
             if (dtype == SA_INT8) value *= vsplat(f->value_scales[k]);
 #pragma GCC unroll 8
             for (int r = 0; r < count; ++r)
-                sum[v * count + r] = vfma(value, vsplat(weight[r * FEW_STRIDE]), sum[v * count + r]);
+                sum[v * count + r] = vfma(value, vsplat(weight[r * DECODE_STRIDE]), sum[v * count + r]);
         }
     }
-    if (apart) few_part(count, vectors, 1, sum);
+    if (apart) split_halves(count, vectors, 1, sum);
 #pragma GCC unroll 64
     for (int i = 0; i < count * vectors; ++i) {
         ptrdiff_t r = i % count, at = r * s->dim + d + i / count * LANES;
@@ -78,36 +82,38 @@ INLINE void few_values_tile(const enum sa_dtype dtype, const int count, const in
 }
 
 /* As many vectors of dimensions at a time as registers hold, and as many keys as the first cache. */
-INLINE void few_values_of(const int count, const enum sa_dtype dtype, struct few_rows *f, const struct few_sums *s)
+INLINE void decode_values_of(const int count, const enum sa_dtype dtype, struct decode_rows *f, const struct decode_sums *s)
 {
     const int vectors = count == 1 ? 8 : 4 * MAX_NV / count;
-    ptrdiff_t chunk = s->dim <= vectors * LANES ? SA_KEY_BLOCK : 48;
+    ptrdiff_t chunk = s->dim <= vectors * LANES ? SA_KEY_BLOCK : SA_DECODE_CHUNK_KEYS;
     for (ptrdiff_t first = 0; first < f->n; first += chunk)
         for (ptrdiff_t d = 0, last = smaller(first + chunk, f->n); d < s->dim;) {
             if (s->dim - d >= vectors * LANES) {
-                few_values_tile(dtype, count, vectors, f, first, last, d, s);
+                decode_values_tile(dtype, count, vectors, f, first, last, d, s);
                 d += vectors * LANES;
             } else if (vectors > 4 && s->dim - d >= 4 * LANES) {
-                few_values_tile(dtype, count, 4, f, first, last, d, s);
+                decode_values_tile(dtype, count, 4, f, first, last, d, s);
                 d += 4 * LANES;
             } else {
-                few_values_tile(dtype, count, 1, f, first, last, d, s);
+                decode_values_tile(dtype, count, 1, f, first, last, d, s);
                 d += LANES;
             }
         }
 }
 
-INLINE void few_values_by(const enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, const struct few_sums *s)
+INLINE void decode_values_by(const enum sa_dtype dtype, ptrdiff_t rows, struct decode_rows *f, const struct decode_sums *s)
 {
-    SA_BY_ROWS(rows, few_values_of, dtype, f, s);
+    SA_BY_ROWS(rows, decode_values_of, dtype, f, s);
 }
 
-static void few_values(enum sa_dtype dtype, ptrdiff_t rows, struct few_rows *f, const struct few_sums *s)
+static void decode_values(enum sa_dtype dtype, ptrdiff_t rows, struct decode_rows *f, const struct decode_sums *s)
 {
-    if (dtype == SA_REAL) few_values_by(SA_REAL, rows, f, s);
+    if (dtype == SA_REAL) decode_values_by(SA_REAL, rows, f, s);
 #ifndef SA_FLOAT64_KERNELS
-    if (dtype == SA_FLOAT16) few_values_by(SA_FLOAT16, rows, f, s);
-    if (dtype == SA_BFLOAT16) few_values_by(SA_BFLOAT16, rows, f, s);
-    if (dtype == SA_INT8) few_values_by(SA_INT8, rows, f, s);
+    if (dtype == SA_FLOAT16) decode_values_by(SA_FLOAT16, rows, f, s);
+    if (dtype == SA_BFLOAT16) decode_values_by(SA_BFLOAT16, rows, f, s);
+    if (dtype == SA_INT8) decode_values_by(SA_INT8, rows, f, s);
 #endif
 }
+
+#endif

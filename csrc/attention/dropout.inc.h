@@ -3,6 +3,10 @@
  *
  * Philox4x64-10 of "Parallel random numbers: as easy as 1, 2, 3" (Salmon et al., 2011): key (seed, 0), counter (key / 8,
  * query, head, item); its four results are the numbers of eight keys, 32 bits each, the low half first. */
+#ifndef SELFATTN_ATTENTION_DROPOUT_INC_H
+#define SELFATTN_ATTENTION_DROPOUT_INC_H
+
+#include "attention/query_panel.inc.h"
 
 static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
 {
@@ -20,17 +24,17 @@ static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
 }
 
 /* numbers[k * stride + lane] *= 0 where the weight of key first + k is dropped, 1 / (1 - p) elsewhere. */
-static void drop(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p, ptrdiff_t first,
+static void drop(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p, ptrdiff_t first,
                  ptrdiff_t last, real *numbers, ptrdiff_t stride)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    const uint64_t threshold = (uint64_t)__builtin_rint(a->dropout * 4294967296.0);
-    const real kept = (real)(1.0 / (1.0 - a->dropout));
+    ptrdiff_t group = sa_group(a);
+    const uint64_t threshold = (uint64_t)__builtin_rint(a->options.dropout * 4294967296.0);
+    const real kept = (real)(1.0 / (1.0 - a->options.dropout));
     for (ptrdiff_t i = 0; i < p->rows; ++i) {
         uint64_t query = (uint64_t)((p->row0 + i) / group), head = (uint64_t)(t->head + (p->row0 + i) % group);
         for (ptrdiff_t eight = first / 8; eight * 8 < last; ++eight) {
             uint64_t random[4];
-            philox((const uint64_t[]){(uint64_t)eight, query, head, (uint64_t)t->item}, a->seed, random);
+            philox((const uint64_t[]){(uint64_t)eight, query, head, (uint64_t)t->item}, a->options.seed, random);
             for (ptrdiff_t key = larger(first, eight * 8); key < smaller(last, eight * 8 + 8); ++key) {
                 uint64_t number = random[key % 8 / 2] >> key % 2 * 32 & 0xffffffff;
                 numbers[(key - first) * stride + i] *= number < threshold ? (real)0.0 : kept;
@@ -38,3 +42,5 @@ static void drop(const struct sa_attention *a, const struct sa_tile *t, const st
         }
     }
 }
+
+#endif

@@ -1,30 +1,35 @@
 /* stage.inc.h -- the keys and values of a block as operands: read where they lie if they are numbers to compute with
  * and lie at one good stride; otherwise (half precision, int8, pages, pairs) brought together once per block, for all panels. */
+#ifndef SELFATTN_ATTENTION_KEY_SOURCE_INC_H
+#define SELFATTN_ATTENTION_KEY_SOURCE_INC_H
 
-struct staged {
+#include "matmul/tile.inc.h"
+#include "vector/convert.inc.h"
+
+struct key_source {
     const struct sa_array *array;
     const char *data, *scale; /* of the item's head */
     ptrdiff_t scale_row, width;
     int keys_per_step;     /* 2 where the pairs of TERMS == 2 are pairs of keys */
-    real *room;            /* SA_KEY_BLOCK x width, or NULL where nothing needs to be staged */
+    real *copy;            /* SA_KEY_BLOCK x width, or NULL where nothing needs to be staged */
     ptrdiff_t first, last; /* the keys to stage: all that some panel may see of the block */
-    int done;
+    int copied;
 };
 
 /* Do the keys share a few sets of the caches, as rows that are pages apart do, and are read again and again, as by many
  * queries in panels of 16? */
-static int crowded(const struct sa_attention *a)
+static int rows_alias_in_cache(const struct sa_attention *a)
 {
-    return SA_VECTOR_BYTES == 32 && a->key.row % 4096 == 0 && a->key.row != 0 &&
+    return SHORT_PANELS && a->key.row % 4096 == 0 && a->key.row != 0 &&
            a->q_len * a->num_heads >= SA_TASK_ROWS * a->num_kv_heads;
 }
 
-static int needs_staging(const struct sa_attention *a)
+static int gathers_keys(const struct sa_attention *a)
 {
-    return a->kv_dtype != SA_REAL || a->block_table || TERMS == 2 || crowded(a);
+    return a->kv_dtype != SA_REAL || a->block_table || TERMS == 2 || rows_alias_in_cache(a);
 }
 
-static const char *row_address(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s,
+static const char *row_address(const struct sa_attention *a, const struct sa_attention_task *t, const struct key_source *s,
                                ptrdiff_t key)
 {
     if (!t->pages) return s->data + key * s->array->row;
@@ -42,7 +47,7 @@ INLINE vreal row_part(const enum sa_dtype dtype, const char *row, ptrdiff_t col,
     return part;
 }
 
-static real scale_of(const struct staged *s, ptrdiff_t key)
+static real scale_of(const struct key_source *s, ptrdiff_t key)
 {
     return s->scale ? (real) * (const float_any *)(s->scale + key * s->scale_row) : (real)1.0;
 }
@@ -50,11 +55,11 @@ static real scale_of(const struct staged *s, ptrdiff_t key)
 /* Whole vectors are stored: what is past the end of a row becomes the next one, or lies between the buffers. */
 #ifndef SA_BFLOAT16_KERNELS
 /* Numbers: key by key, row by row. */
-INLINE void stage_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_tile *t,
-                     const struct staged *s)
+INLINE void gather_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
+                     const struct key_source *s)
 {
     const ptrdiff_t width = s->width, col = s->array->col;
-    real *to = s->room;
+    real *to = s->copy;
     for (ptrdiff_t key = s->first; key < s->last; ++key, to += width) {
         const char *row = row_address(a, t, s, key);
         real scale = scale_of(s, key);
@@ -65,11 +70,11 @@ INLINE void stage_as(const enum sa_dtype dtype, const struct sa_attention *a, co
 
 #else
 /* Pairs: of a key's neighbouring dimensions, */
-INLINE void stage_dimensions(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_tile *t,
-                             const struct staged *s)
+INLINE void gather_dimension_pairs(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
+                             const struct key_source *s)
 {
     const ptrdiff_t width = s->width, col = s->array->col;
-    real *to = s->room;
+    real *to = s->copy;
     for (ptrdiff_t key = s->first; key < s->last; ++key, to += steps(width)) {
         const char *row = row_address(a, t, s, key);
         real scale = scale_of(s, key);
@@ -80,11 +85,11 @@ INLINE void stage_dimensions(const enum sa_dtype dtype, const struct sa_attentio
 }
 
 /* or, for the values, of the two keys of a step; zeros for a key that is not there. */
-INLINE void stage_keys(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_tile *t,
-                       const struct staged *s)
+INLINE void gather_key_pairs(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
+                       const struct key_source *s)
 {
     const ptrdiff_t width = s->width, col = s->array->col;
-    real *to = s->room;
+    real *to = s->copy;
     for (ptrdiff_t key = s->first; key < s->last; key += 2, to += width) {
         ptrdiff_t next_key = smaller(key + 1, s->last - 1), next_width = key + 1 < s->last ? width : 0;
         const char *row = row_address(a, t, s, key), *next = row_address(a, t, s, next_key);
@@ -95,60 +100,62 @@ INLINE void stage_keys(const enum sa_dtype dtype, const struct sa_attention *a, 
     }
 }
 
-INLINE void stage_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_tile *t,
-                     const struct staged *s)
+INLINE void gather_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
+                     const struct key_source *s)
 {
     if (s->keys_per_step == 2)
-        stage_keys(dtype, a, t, s);
+        gather_key_pairs(dtype, a, t, s);
     else
-        stage_dimensions(dtype, a, t, s);
+        gather_dimension_pairs(dtype, a, t, s);
 }
 
 #endif
 
-static void stage_rows(const struct sa_attention *a, const struct sa_tile *t, const struct staged *s)
+static void gather_key_rows(const struct sa_attention *a, const struct sa_attention_task *t, const struct key_source *s)
 {
     if (a->kv_dtype == SA_REAL)
-        stage_as(SA_REAL, a, t, s);
+        gather_as(SA_REAL, a, t, s);
     else if (a->kv_dtype == SA_FLOAT16)
-        stage_as(SA_FLOAT16, a, t, s);
+        gather_as(SA_FLOAT16, a, t, s);
     else if (a->kv_dtype == SA_BFLOAT16)
-        stage_as(SA_BFLOAT16, a, t, s);
+        gather_as(SA_BFLOAT16, a, t, s);
     else
-        stage_as(SA_INT8, a, t, s);
+        gather_as(SA_INT8, a, t, s);
 }
 
 /* The rows of the keys first .. last - 1; of pairs of keys where a step takes two. */
-static struct operand staged_rows(const struct sa_attention *a, const struct sa_tile *t, struct staged *s,
+static struct operand gathered_rows(const struct sa_attention *a, const struct sa_attention_task *t, struct key_source *s,
                                   ptrdiff_t first, ptrdiff_t last)
 {
     int one_stride = !t->pages || first / a->page_size == (last - 1) / a->page_size;
-    int as_it_lies = a->kv_dtype == SA_REAL && !crowded(a);
+    int as_it_lies = a->kv_dtype == SA_REAL && !rows_alias_in_cache(a);
     if (TERMS == 2) /* pairs of dimensions, side by side in memory */
         as_it_lies = a->kv_dtype == SA_BFLOAT16 && s->keys_per_step == 1 && s->array->col == 2 && s->width % 2 == 0;
     if (as_it_lies && one_stride)
         return (struct operand){row_address(a, t, s, first), s->array->row, s->array->col * TERMS};
-    if (!s->done) stage_rows(a, t, s);
-    s->done = 1;
+    if (!s->copied) gather_key_rows(a, t, s);
+    s->copied = 1;
     ptrdiff_t row = (s->keys_per_step == 2 ? s->width : steps(s->width)) * (ptrdiff_t)sizeof(real);
-    return (struct operand){(const char *)s->room + (first - s->first) / s->keys_per_step * row, row, sizeof(real)};
+    return (struct operand){(const char *)s->copy + (first - s->first) / s->keys_per_step * row, row, sizeof(real)};
 }
 
-/* Do a tile's keys and values come from afar, if they are read where they lie? The tile that is begun first brings them
+/* Do a tile's keys and values come from prefetches, if they are read where they lie? The tile that is begun first brings them
  * into the caches, and to fetch them once more costs 1 %, on AVX2 4 %; unless they are too many to stay, or the others see
  * keys that it does not. */
-static int come_from_afar(const struct sa_attention *a, const struct sa_tile *t)
+static int should_prefetch_keys(const struct sa_attention *a, const struct sa_attention_task *t)
 {
-    return t->first || a->left.bounded || sa_many_keys(a);
+    return t->first || a->options.left.bounded || sa_keys_exceed_cache(a);
 }
 
-/* A prefetch may point past the end of an array: it never faults. Pages are not fetched ahead; of what is staged, a
+/* A prefetch may point past the end of an array: it never faults. Pages are not prefetched prefetch; of what is staged, a
  * block's rows, once. */
-static struct ahead rows_ahead(const struct sa_attention *a, const struct staged *s, ptrdiff_t key, int wanted)
+static struct prefetch_rows prefetch_key_rows(const struct sa_attention *a, const struct key_source *s, ptrdiff_t key, int wanted)
 {
     int fetch = wanted && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
-    return fetch ? (struct ahead){.data = s->data + key * s->array->row,
+    return fetch ? (struct prefetch_rows){.data = s->data + key * s->array->row,
                                   .row = s->array->row,
                                   .bytes = s->width * s->array->col}
-                 : (struct ahead){0};
+                 : (struct prefetch_rows){0};
 }
+
+#endif

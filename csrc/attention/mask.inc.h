@@ -1,10 +1,15 @@
 /* mask.inc.h -- which keys a lane sees: ranges, boolean masks, additive biases.
  *
- * A block of mask and bias becomes one panel of floats, keys x lanes: the bias, and -inf where the mask is False.
+ * A block of mask and bias becomes one biases of floats, keys x lanes: the bias, and -inf where the mask is False.
  * A masked key contributes nothing: its score becomes -inf and its weight exactly 0, whatever key and value hold. */
+#ifndef SELFATTN_ATTENTION_MASK_INC_H
+#define SELFATTN_ATTENTION_MASK_INC_H
+
+#include "attention/key_block.inc.h"
+#include "vector/math.inc.h"
 
 /* May a key of the block be hidden from some lane? */
-static int is_masked(const struct block *b)
+static int is_masked(const struct key_block *b)
 {
     return b->ranged || b->biased != NOT_BIASED;
 }
@@ -13,7 +18,7 @@ static int is_masked(const struct block *b)
 static const char *element(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t row,
                            ptrdiff_t key)
 {
-    return row_of(array, data, a->num_heads / a->num_kv_heads, row) + key * array->col;
+    return row_of(array, data, sa_group(a), row) + key * array->col;
 }
 
 /* Do all lanes have the same row of this array? */
@@ -24,31 +29,31 @@ static int same_row(const struct sa_attention *a, const struct sa_array *array, 
 
 /* For each key of a block: is it shown to some row, is it hidden from some row? Sixteen keys at a time. */
 struct shown {
-    unsigned char some[SA_KEY_BLOCK], not_all[SA_KEY_BLOCK];
+    unsigned char any[SA_KEY_BLOCK], not_all[SA_KEY_BLOCK];
 };
 typedef unsigned char vbytes __attribute__((vector_size(16), aligned(1), may_alias));
 typedef signed char vflags __attribute__((vector_size(16), aligned(1), may_alias));
 
-static void scan_mask(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
+static void scan_mask(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row0, ptrdiff_t rows,
                       ptrdiff_t first, ptrdiff_t keys, struct shown *shown)
 {
     ptrdiff_t k = 0, col = a->mask.col;
     if (same_row(a, &a->mask, rows)) rows = 1;
     for (; col == 1 && k + 16 <= keys; k += 16) {
-        vbytes some = {0}, not_all = {0};
+        vbytes any = {0}, not_all = {0};
         for (ptrdiff_t i = 0; i < rows; ++i) {
             vbytes mask = *(const vbytes *)element(a, &a->mask, t->mask, row0 + i, first + k);
-            some |= mask;
+            any |= mask;
             not_all |= (vbytes)(vflags)(mask == 0);
         }
-        memcpy(shown->some + k, &some, sizeof some);
+        memcpy(shown->any + k, &any, sizeof any);
         memcpy(shown->not_all + k, &not_all, sizeof not_all);
     }
     for (; k < keys; ++k) {
-        shown->some[k] = shown->not_all[k] = 0;
+        shown->any[k] = shown->not_all[k] = 0;
         for (ptrdiff_t i = 0; i < rows; ++i) {
             char mask = *element(a, &a->mask, t->mask, row0 + i, first + k);
-            shown->some[k] |= mask != 0;
+            shown->any[k] |= mask != 0;
             shown->not_all[k] |= mask == 0;
         }
     }
@@ -56,15 +61,15 @@ static void scan_mask(const struct sa_attention *a, const struct sa_tile *t, ptr
 
 /* Narrows the keys *first .. *last - 1 to those that the mask shows to some row. Returns whether one is left; `hidden`
  * tells whether one of those is hidden from some row. */
-static int trim_to_mask(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
+static int trim_to_mask(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row0, ptrdiff_t rows,
                         ptrdiff_t *first, ptrdiff_t *last, int *hidden)
 {
     struct shown shown;
     ptrdiff_t begin = 0, end = *last - *first;
     scan_mask(a, t, row0, rows, *first, end, &shown);
-    while (end > 0 && !shown.some[end - 1])
+    while (end > 0 && !shown.any[end - 1])
         --end;
-    while (begin < end && !shown.some[begin])
+    while (begin < end && !shown.any[begin])
         ++begin;
     begin = begin / TERMS * TERMS; /* a pair's other key counts as hidden */
     end = smaller((end + TERMS - 1) / TERMS * TERMS, *last - *first);
@@ -76,15 +81,31 @@ static int trim_to_mask(const struct sa_attention *a, const struct sa_tile *t, p
     return begin < end;
 }
 
-/* out[k] = bias of key first + k for one row of the tile, or 0 without bias; -inf where the mask is False. Returns
- * whether a key is visible. */
-static int expand_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row, ptrdiff_t first,
-                      ptrdiff_t n, real *restrict out)
+/* Where a row has the relative bias of a key: its distance from the row's position, cut off at the reach. */
+static ptrdiff_t relative_index(const struct sa_attention_options *o, ptrdiff_t distance)
+{
+    return smaller(larger(distance, -o->relative_reach), o->relative_reach) + o->relative_reach;
+}
+
+/* out[k] += the relative bias of key first + k, of a row at a position. */
+static void add_relative_bias(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row,
+                              ptrdiff_t position, ptrdiff_t first, ptrdiff_t n, real *out)
+{
+    const double *of_head = t->relative_bias + row % sa_group(a) * sa_relative_width(&a->options);
+    for (ptrdiff_t k = 0; k < n; ++k)
+        out[k] += (real)of_head[relative_index(&a->options, first + k - position)];
+}
+
+/* out[k] = bias of key first + k for one row of the task, the relative one included, or 0 without any; -inf where the
+ * mask is False. Returns whether a key is visible. */
+static int expand_row(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row,
+                      ptrdiff_t position, ptrdiff_t first, ptrdiff_t n, real *restrict out)
 {
     if (t->bias)
         widen_row(element(a, &a->bias, t->bias, row, first), a->bias.col, n, a->bias_dtype, out);
     else
         memset(out, 0, (size_t)n * sizeof(real));
+    if (t->relative_bias) add_relative_bias(a, t, row, position, first, n, out);
     if (t->mask) {
         const char *restrict mask = element(a, &a->mask, t->mask, row, first);
         ptrdiff_t col = a->mask.col;
@@ -102,32 +123,32 @@ static int expand_row(const struct sa_attention *a, const struct sa_tile *t, ptr
     return visible;
 }
 
-/* The rows of one vector of lanes, transposed into the panel. */
-static int expand_lanes(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
-                        ptrdiff_t first, ptrdiff_t n, real *panel, ptrdiff_t width)
+/* The rows of the v-th vector of lanes, transposed into the biases. */
+static int expand_lanes(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                        int v, ptrdiff_t first, ptrdiff_t n, real *biases)
 {
     real expanded[LANES][SA_KEY_BLOCK] = {{0}};
     int visible = 0;
-    for (ptrdiff_t i = 0; i < rows; ++i)
-        visible |= expand_row(a, t, row0 + i, first, n, expanded[i]);
+    for (ptrdiff_t i = v * LANES; i < smaller((v + 1) * LANES, p->rows); ++i)
+        visible |= expand_row(a, t, p->row0 + i, p->position[i], first, n, expanded[i % LANES]);
     for (ptrdiff_t k = 0; k < n; k += LANES) {
-        vreal tile[LANES];
+        vreal square[LANES];
         for (int i = 0; i < LANES; ++i)
-            tile[i] = vload(expanded[i] + k);
-        vtranspose(tile);
+            square[i] = vload(expanded[i] + k);
+        vtranspose(square);
         for (ptrdiff_t j = 0; j < LANES && k + j < n; ++j)
-            vstore(panel + (k + j) * width, tile[j]);
+            vstore(biases + (k + j) * p->width + v * LANES, square[j]);
     }
     return visible;
 }
 
 /* A row shared by all lanes: keys at both ends that it masks, by mask or bias, are cut off the block, not computed. */
-static int expand_shared(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t width,
-                         ptrdiff_t *first, ptrdiff_t *last, real *panel)
+static int expand_shared(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                         ptrdiff_t *first, ptrdiff_t *last, real *biases)
 {
     real row[SA_KEY_BLOCK];
     ptrdiff_t begin = 0, end = *last - *first;
-    if (!expand_row(a, t, row0, *first, end, row)) return 0;
+    if (!expand_row(a, t, p->row0, p->position[0], *first, end, row)) return 0;
     while (row[begin] == -INFINITY)
         ++begin;
     while (row[end - 1] == -INFINITY)
@@ -136,31 +157,36 @@ static int expand_shared(const struct sa_attention *a, const struct sa_tile *t, 
     *last = *first + end;
     *first += begin;
     for (ptrdiff_t k = begin; k < end; ++k)
-        for (int i = 0; i < width; i += LANES)
-            vstore(panel + (k - begin) * width + i, vsplat(row[k]));
+        for (int i = 0; i < p->width; i += LANES)
+            vstore(biases + (k - begin) * p->width + i, vsplat(row[k]));
     return 1;
 }
 
-/* Fills the panel for the keys *first .. *last - 1, which it may narrow. */
-static enum biased load_bias(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row0, ptrdiff_t rows,
-                             int nv, ptrdiff_t *first, ptrdiff_t *last, real *panel)
+/* Do all lanes have the same mask and biases? */
+static int all_shared(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t rows)
 {
-    int hidden = 0, visible = 0, width = nv * LANES;
-    if ((!t->mask && !t->bias) || *first >= *last) return NOT_BIASED;
-    if (t->mask && !trim_to_mask(a, t, row0, rows, first, last, &hidden)) return ALL_MASKED;
-    if (!t->bias && !hidden) return NOT_BIASED;
-    if ((!t->mask || same_row(a, &a->mask, rows)) && (!t->bias || same_row(a, &a->bias, rows)))
-        return expand_shared(a, t, row0, width, first, last, panel) ? BIASED : ALL_MASKED;
-    for (int v = 0; v < nv; ++v)
-        visible |= expand_lanes(a, t, row0 + v * LANES, smaller(LANES, rows - v * LANES), *first, *last - *first,
-                                panel + v * LANES, width);
+    return (!t->mask || same_row(a, &a->mask, rows)) && (!t->bias || same_row(a, &a->bias, rows)) &&
+           (!t->relative_bias || rows == 1);
+}
+
+/* Fills the biases for the keys *first .. *last - 1, which it may narrow. */
+static enum biased load_bias(const struct sa_attention *a, const struct sa_attention_task *t,
+                             const struct query_panel *p, ptrdiff_t *first, ptrdiff_t *last, real *biases)
+{
+    int hidden = 0, visible = 0, biased = t->bias || t->relative_bias;
+    if ((!t->mask && !biased) || *first >= *last) return NOT_BIASED;
+    if (t->mask && !trim_to_mask(a, t, p->row0, p->rows, first, last, &hidden)) return ALL_MASKED;
+    if (!biased && !hidden) return NOT_BIASED;
+    if (all_shared(a, t, p->rows)) return expand_shared(a, t, p, first, last, biases) ? BIASED : ALL_MASKED;
+    for (int v = 0; v < p->nv; ++v)
+        visible |= expand_lanes(a, t, p, v, *first, *last - *first, biases);
     return visible ? BIASED : ALL_MASKED;
 }
 
 /* ---- what the lanes of a block see ---- */
 
 /* The lanes' ranges, counted from the block's first key. */
-static void set_block_ranges(const struct lanes *p, struct block *b)
+static void set_block_ranges(const struct query_panel *p, struct key_block *b)
 {
     ptrdiff_t keys = b->last - b->first;
     for (int i = 0; i < p->width; ++i) {
@@ -169,7 +195,7 @@ static void set_block_ranges(const struct lanes *p, struct block *b)
     }
 }
 
-INLINE vint visible_lanes(const struct lanes *p, const struct block *b, ptrdiff_t key, int v)
+INLINE vint visible_lanes(const struct query_panel *p, const struct key_block *b, ptrdiff_t key, int v)
 {
     vint k = visplat((integer)key);
     vint visible = (k >= *(const vint *)(b->begin + v * LANES)) & (k < *(const vint *)(b->end + v * LANES));
@@ -179,20 +205,20 @@ INLINE vint visible_lanes(const struct lanes *p, const struct block *b, ptrdiff_
 
 /* ---- what is done to the scores of a block, in this order; what is not asked for costs nothing ---- */
 
-/* 1. softcap: score = softcap * tanh(score * units / softcap) */
-static void cap_scores(const struct lanes *p, struct block *b, real units, real softcap)
+/* 1. softcap: score = softcap * tanh(score * to_logits / softcap) */
+static void cap_scores(const struct query_panel *p, struct key_block *b, real to_logits, real softcap)
 {
     for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
         for (int i = 0; i < p->width; i += LANES) {
             real *at = b->scores + k * b->stride + i;
-            vreal capped = vsplat(softcap) * vtanh(vload(at) * vsplat(units) / vsplat(softcap));
+            vreal capped = vsplat(softcap) * vtanh(vload(at) * vsplat(to_logits) / vsplat(softcap));
             vstore(at, capped);
             if (b->capped) vstore(b->capped + k * b->stride + i, capped);
         }
 }
 
 /* How far the block's first key is from each lane's position. */
-INLINE vint first_distances(const struct lanes *p, const struct block *b, int v)
+INLINE vint first_distances(const struct query_panel *p, const struct key_block *b, int v)
 {
     const ptrdiff_t far = (ptrdiff_t)1 << 30;
     integer first[LANES];
@@ -209,8 +235,8 @@ INLINE vreal magnitude_of(vint distance)
     return __builtin_convertvector((distance ^ negative) - negative, vreal);
 }
 
-/* 2. alibi: score = score * units - slope * |how far the key is from the query's position| */
-static void add_alibi(const struct sa_tile *t, ptrdiff_t group, const struct lanes *p, struct block *b, real units)
+/* 2. alibi: score = score * to_logits - slope * |how far the key is from the query's position| */
+static void add_alibi(const struct sa_attention_task *t, ptrdiff_t group, const struct query_panel *p, struct key_block *b, real to_logits)
 {
     for (int v = 0; v < p->nv; ++v) {
         real slopes[LANES];
@@ -220,22 +246,22 @@ static void add_alibi(const struct sa_tile *t, ptrdiff_t group, const struct lan
         vint distance = first_distances(p, b, v);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k, distance += 1) {
             real *at = b->scores + k * b->stride + v * LANES;
-            vstore(at, vfma(slope, magnitude_of(distance), vload(at) * vsplat(units)));
+            vstore(at, vfma(slope, magnitude_of(distance), vload(at) * vsplat(to_logits)));
         }
     }
 }
 
-/* 3. bias and masks: scores = scores * units + bias where the lane sees the key, -inf elsewhere; and their maximum. */
-INLINE void mask_scores_of(const int biased, const int ranged, const struct lanes *p, struct block *b, real units)
+/* 3. bias and masks: scores = scores * to_logits + bias where the lane sees the key, -inf elsewhere; and their maximum. */
+INLINE void mask_scores_of(const int biased, const int ranged, const struct query_panel *p, struct key_block *b, real to_logits)
 {
     for (int v = 0; v < p->nv; ++v) {
         vreal max = vsplat(-INFINITY);
         vint begin = *(const vint *)(b->begin + v * LANES), end = *(const vint *)(b->end + v * LANES);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
             real *at = b->scores + k * b->stride + v * LANES;
-            vreal score = vload(at) * vsplat(units), bias = vsplat(0.0f);
+            vreal score = vload(at) * vsplat(to_logits), bias = vsplat(0.0f);
             if (biased) bias = vload(b->bias + k * p->width + v * LANES);
-            if (biased) score = vfma(vload(at), vsplat(units), bias);
+            if (biased) score = vfma(vload(at), vsplat(to_logits), bias);
             vint key = visplat((integer)k);
             if (biased) score = vselect(bias == vsplat(-INFINITY), bias, score); /* whatever the score is */
             if (ranged) score = vselect((key >= begin) & (key < end), score, vsplat(-INFINITY));
@@ -246,30 +272,30 @@ INLINE void mask_scores_of(const int biased, const int ranged, const struct lane
     }
 }
 
-static void mask_scores(const struct lanes *p, struct block *b, real units)
+static void mask_scores(const struct query_panel *p, struct key_block *b, real to_logits)
 {
     set_block_ranges(p, b);
     if (b->biased == BIASED && b->ranged)
-        mask_scores_of(1, 1, p, b, units);
+        mask_scores_of(1, 1, p, b, to_logits);
     else if (b->biased == BIASED)
-        mask_scores_of(1, 0, p, b, units);
+        mask_scores_of(1, 0, p, b, to_logits);
     else
-        mask_scores_of(0, 1, p, b, units);
+        mask_scores_of(0, 1, p, b, to_logits);
 }
 
-static void finish_scores(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p,
-                          struct scaling scaling, struct block *b)
+static void finish_scores(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                          struct score_scale scaling, struct key_block *b)
 {
-    real units = scaling.natural ? scaling.units : (real)1.0;
-    if (a->softcap != 0.0) {
-        cap_scores(p, b, units, (real)a->softcap);
-        units = (real)1.0;
+    real to_logits = scaling.logits ? scaling.to_logits : (real)1.0;
+    if (a->options.softcap != 0.0) {
+        cap_scores(p, b, to_logits, (real)a->options.softcap);
+        to_logits = (real)1.0;
     }
     if (t->alibi_slopes) {
-        add_alibi(t, a->num_heads / a->num_kv_heads, p, b, units);
-        units = (real)1.0;
+        add_alibi(t, sa_group(a), p, b, to_logits);
+        to_logits = (real)1.0;
     }
-    mask_scores(p, b, units);
+    mask_scores(p, b, to_logits);
 }
 
 /* ---- values that must not reach every lane ---- */
@@ -298,7 +324,7 @@ static int all_finite(struct operand a, ptrdiff_t rows, ptrdiff_t depth)
 
 /* Is there a number that must not reach every lane, among the values of the keys that some lane does not see (with a mask
  * or bias, of all)? 0 * NaN is NaN. rows: from step to step, and from dimension to dimension. */
-static int hides_infinite(const struct lanes *p, const struct block *b, struct operand rows, ptrdiff_t dim)
+static int hides_infinite(const struct query_panel *p, const struct key_block *b, struct operand rows, ptrdiff_t dim)
 {
     if (!is_masked(b)) return 0;
     ptrdiff_t keys = b->last - b->first, first = keys, last = keys; /* all lanes see the keys first .. last - 1 */
@@ -312,7 +338,7 @@ static int hides_infinite(const struct lanes *p, const struct block *b, struct o
 }
 
 /* Which bits of a step's values each lane sees: all, or none, of each key's. */
-INLINE vbits visible_bits(const struct lanes *p, const struct block *b, ptrdiff_t step, int v)
+INLINE vbits visible_bits(const struct query_panel *p, const struct key_block *b, ptrdiff_t step, int v)
 {
     if (TERMS == 1) return (vbits)visible_lanes(p, b, step, v);
     vbits seen = (vbits)visible_lanes(p, b, 2 * step, v) & 0xffff;
@@ -320,21 +346,4 @@ INLINE vbits visible_bits(const struct lanes *p, const struct block *b, ptrdiff_
     return seen;
 }
 
-/* The values' pass with the lanes' visibility: the same chain of additions, but the weight 0 of a key that a lane does
- * not see meets a value of 0. */
-static void add_visible_values(const struct lanes *p, const struct block *b, struct operand values, ptrdiff_t dim,
-                               struct panel outputs, const real *rescale)
-{
-    for (ptrdiff_t d = 0; d < dim; ++d)
-        for (int v = 0; v < p->nv; ++v) {
-            real *at = outputs.data + d * outputs.stride + v * LANES;
-            vreal sum = vsplat(0.0f);
-            for (ptrdiff_t k = 0; k < steps(b->last - b->first); ++k) {
-                vreal value = vsplat(*(const scalar_any *)(values.data + d * values.row + k * values.col));
-                value = (vreal)((vbits)value & visible_bits(p, b, k, v));
-                sum = vterm(value, vload(b->scores + k * b->stride + v * LANES), sum);
-            }
-            if (!p->span.empty) sum = vfma(vload(at), vload(rescale + v * LANES), sum);
-            vstore(at, sum);
-        }
-}
+#endif

@@ -1,88 +1,70 @@
 /* lanes.inc.h -- what lies in the lanes: the queries of a panel, what each may see, what it has summed up so far; and the
  * way in and out, blocked transposes between rows in memory and lanes. */
+#ifndef SELFATTN_ATTENTION_QUERY_PANEL_INC_H
+#define SELFATTN_ATTENTION_QUERY_PANEL_INC_H
 
-static const real LOG2E = (real)1.4426950408889634;
+#include "matmul/tile.inc.h"
+#include "vector/convert.inc.h"
+#include "vector/math.inc.h"
 
 /* A running softmax: outputs = sum of 2^((score - max) * c) * value, sum = the sum of the weights. */
-struct state {
+struct softmax_state {
     real *outputs; /* value_dim x lanes; or rows x value_dim (rows.inc.h) */
     real max[PANEL_LANES], sum[PANEL_LANES];
     int empty; /* no key so far: outputs not yet written */
 };
 
-struct lanes {
+struct query_panel {
     int nv, width;        /* vectors, and nv * LANES */
     ptrdiff_t row0, rows; /* rows of the tile in these lanes, rows <= width */
     real *query;          /* head_dim x width */
     int by_rows;          /* so lie the outputs */
-    struct state span, total;
+    struct softmax_state span, total;
     real inverse[PANEL_LANES];                       /* what the weights and outputs of `total` are multiplied by */
-    real sink_max[PANEL_LANES];                      /* the larger of maximum and sink, in natural units */
+    real sink_max[PANEL_LANES];                      /* the larger of maximum and sink, in natural to_logits */
     ptrdiff_t first[PANEL_LANES], last[PANEL_LANES]; /* lane i sees the keys first[i] <= key < last[i] */
     ptrdiff_t position[PANEL_LANES];                 /* where its query stands among the keys */
     ptrdiff_t min_first, max_first, min_last, max_last;
-    ptrdiff_t seen_first[MAX_NV], seen_last[MAX_NV]; /* what some lane of a vector sees */
+    ptrdiff_t visible_first[MAX_NV], visible_last[MAX_NV]; /* what some lane of a vector sees */
 };
 
-/* Scores times `units` are natural logits; `c` turns scores into powers of two. */
-struct scaling {
-    real query, units, c;
-    int natural; /* something is done to each score, which becomes a logit in natural units by it */
+/* Scores times `to_logits` are natural logits; `c` turns scores into powers of two. */
+struct score_scale {
+    real query_factor, to_logits, to_log2;
+    int logits; /* something is done to each score, which becomes a logit in natural to_logits by it */
 };
 
-static struct scaling scaling_of(const struct sa_attention *a)
+static struct score_scale score_scale_of(const struct sa_attention *a)
 {
     /* Usually the queries stay as they are, and the scale waits for the exponent. The maximum needs a positive scale,
      * and one that -inf survives; otherwise the queries take it. */
-    int in_exponent = a->scale > 1e-20 && a->scale < 1e20;
-    struct scaling s = {.query = in_exponent ? (real)1.0 : (real)a->scale,
-                        .units = in_exponent ? (real)a->scale : (real)1.0,
-                        .natural = a->bias.data || a->alibi_slopes || a->softcap != 0.0};
-    s.c = s.natural ? LOG2E : (real)((double)s.units * 1.4426950408889634);
+    int in_exponent = a->options.scale > 1e-20 && a->options.scale < 1e20;
+    struct score_scale s = {.query_factor = in_exponent ? (real)1.0 : (real)a->options.scale,
+                        .to_logits = in_exponent ? (real)a->options.scale : (real)1.0,
+                        .logits = a->bias.data || a->options.relative_bias || a->options.alibi_slopes ||
+                                   a->options.softcap != 0.0};
+    s.to_log2 = s.logits ? LOG2E : (real)((double)s.to_logits * 1.4426950408889634);
     return s;
 }
 
-/* What mask and bias say of a block. */
-enum biased {
-    NOT_BIASED, /* every lane sees every key, and nothing is added */
-    ALL_MASKED, /* no lane sees any */
-    BIASED
-};
-
-struct block {
-    ptrdiff_t first, last; /* the keys of the block that some lane may see */
-    real *scores, *bias;   /* keys x width, */
-    ptrdiff_t stride;      /* scores: from key to key */
-    real *capped;          /* NULL, or where the capped scores are kept */
-    real max[PANEL_LANES]; /* of the scores */
-    int ranged;            /* some lane's range begins or ends inside the block: */
-    integer begin[PANEL_LANES], end[PANEL_LANES];
-    int partly_seen; /* so much that it pays to leave out what a vector does not see (seen.inc.h) */
-    enum biased biased;
-    struct staged keys, values;
-    int afar, fetch; /* where keys and values are not staged: they come from there; the block is still to be fetched */
-    struct ahead next[2]; /* queries and outputs of the next tile, to be fetched with the next values: */
-    ptrdiff_t next_rows;  /* so many more of them */
-};
-
 /* Which keys each lane may see, before mask and bias, by its position. Lanes without a row see what the last row sees. */
-static void set_lane_ranges(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p)
+static void set_lane_ranges(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads, query = p->row0 / group, head = p->row0 % group;
+    ptrdiff_t group = sa_group(a), query = p->row0 / group, head = p->row0 % group;
     for (int i = 0; i < p->width; ++i) {
         ptrdiff_t position = a->positions ? (ptrdiff_t)a->positions[query] : query + t->position0;
         ptrdiff_t last = t->valid_keys;
-        if (a->causal) last = smaller(last, position + 1);
-        if (a->right.bounded) last = smaller(last, position + a->right.size + 1);
+        if (a->options.causal) last = smaller(last, position + 1);
+        if (a->options.right.bounded) last = smaller(last, position + a->options.right.size + 1);
         p->position[i] = position;
-        p->first[i] = a->left.bounded ? larger(0, position - a->left.size) : 0;
+        p->first[i] = a->options.left.bounded ? larger(0, position - a->options.left.size) : 0;
         p->last[i] = larger(0, last);
         if (i + 1 < p->rows && ++head == group) head = 0, ++query;
     }
 }
 
 /* The ranges of the lanes, together. */
-static void join_ranges(struct lanes *p)
+static void join_ranges(struct query_panel *p)
 {
     p->min_first = p->min_last = PTRDIFF_MAX;
     p->max_first = p->max_last = 0;
@@ -94,8 +76,8 @@ static void join_ranges(struct lanes *p)
             min_last = smaller(min_last, p->last[i]);
             max_last = larger(max_last, p->last[i]);
         }
-        p->seen_first[v] = min_first;
-        p->seen_last[v] = max_last;
+        p->visible_first[v] = min_first;
+        p->visible_last[v] = max_last;
         p->min_first = smaller(p->min_first, min_first);
         p->max_first = larger(p->max_first, max_first);
         p->min_last = smaller(p->min_last, min_last);
@@ -103,9 +85,9 @@ static void join_ranges(struct lanes *p)
     }
 }
 
-static void set_ranges(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p)
+static void set_ranges(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p)
 {
-    if (a->causal || a->left.bounded || a->right.bounded || a->alibi_slopes) {
+    if (a->options.causal || a->options.left.bounded || a->options.right.bounded || a->options.alibi_slopes || a->options.relative_bias) {
         set_lane_ranges(a, t, p);
         join_ranges(p);
         return;
@@ -126,16 +108,16 @@ static const char *row_of(const struct sa_array *array, const char *data, ptrdif
     if (group == 1) return data + row * array->row; /* the rule; a division costs as much as a dozen additions */
     return data + row / group * array->row + row % group * array->head;
 }
-static char *out_row(const struct sa_attention *a, const struct sa_tile *t, ptrdiff_t row)
+static char *out_row(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row)
 {
-    return (char *)row_of(&a->out, t->out, a->num_heads / a->num_kv_heads, row);
+    return (char *)row_of(&a->out, t->out, sa_group(a), row);
 }
 
 /* panel[step, lane] = the row of each lane, the dims of the step, * scale; lanes without a row are zero. */
 static void load_panel(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t dim,
-                       const struct lanes *p, real scale, real *panel)
+                       const struct query_panel *p, real scale, real *panel)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    ptrdiff_t group = sa_group(a);
     vreal factor = vsplat(scale);
     for (int v = 0; v < p->nv; ++v) {
         const char *rows[LANES];
@@ -143,17 +125,17 @@ static void load_panel(const struct sa_attention *a, const struct sa_array *arra
         for (ptrdiff_t i = 0; i < n; ++i)
             rows[i] = row_of(array, data, group, p->row0 + v * LANES + i);
         for (ptrdiff_t d = 0; d < dim; d += LANES) {
-            vreal tile[LANES];
+            vreal square[LANES];
             ptrdiff_t width = smaller(LANES, dim - d);
-            load_turned(rows, n, d * array->col, array->col, width, a->dtype, tile);
+            load_transposed(rows, n, d * array->col, array->col, width, a->dtype, square);
             real *to = panel + d / TERMS * p->width + v * LANES;
             if (width == LANES) {
 #pragma GCC unroll 16
                 for (int j = 0; j < LANES; j += TERMS)
-                    vstore(to + j / TERMS * p->width, vpair(tile[j] * factor, tile[j + TERMS - 1] * factor));
+                    vstore(to + j / TERMS * p->width, vpair(square[j] * factor, square[j + TERMS - 1] * factor));
             } else {
                 for (ptrdiff_t j = 0; j < width; j += TERMS)
-                    vstore(to + j / TERMS * p->width, vpair(tile[j] * factor, tile[j + TERMS - 1] * factor));
+                    vstore(to + j / TERMS * p->width, vpair(square[j] * factor, square[j + TERMS - 1] * factor));
             }
         }
     }
@@ -161,9 +143,9 @@ static void load_panel(const struct sa_attention *a, const struct sa_array *arra
 
 /* The row of each lane = panel[dim, lane] * factor[lane]. */
 static void store_panel(const struct sa_attention *a, const struct sa_array *array, char *data, ptrdiff_t dim,
-                        const struct lanes *p, const real *panel, const real *factor)
+                        const struct query_panel *p, const real *panel, const real *factor)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    ptrdiff_t group = sa_group(a);
     for (int v = 0; v < p->nv; ++v) {
         char *rows[LANES];
         ptrdiff_t n = smaller(LANES, p->rows - v * LANES);
@@ -172,51 +154,20 @@ static void store_panel(const struct sa_attention *a, const struct sa_array *arr
         vreal times = vload(factor + v * LANES);
         vreal zero = vsplat(0.0f); /* -0 becomes 0: a block that a lane does not see could do the same */
         for (ptrdiff_t d = 0; d < dim; d += LANES) {
-            vreal tile[LANES];
+            vreal square[LANES];
             ptrdiff_t width = smaller(LANES, dim - d);
             const real *from = panel + d * p->width + v * LANES;
             if (width == LANES) {
 #pragma GCC unroll 16
                 for (int j = 0; j < LANES; ++j)
-                    tile[j] = vfma(vload(from + j * p->width), times, zero);
+                    square[j] = vfma(vload(from + j * p->width), times, zero);
             } else {
                 for (ptrdiff_t j = 0; j < LANES; ++j)
-                    tile[j] = vfma(vload(from + smaller(j, width - 1) * p->width), times, zero);
+                    square[j] = vfma(vload(from + smaller(j, width - 1) * p->width), times, zero);
             }
-            store_turned(tile, rows, n, d * array->col, array->col, width, a->dtype);
+            store_transposed(square, rows, n, d * array->col, array->col, width, a->dtype);
         }
     }
 }
 
-/* No more keys will come: what the weights are divided by, the sinks among it. */
-static void close_total(const struct sa_attention *a, const struct sa_tile *t, struct lanes *p, struct scaling scaling)
-{
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    for (int v = 0; v < p->nv; ++v) {
-        vreal sum = vload(p->total.sum + v * LANES), share = vsplat(1.0f);
-        vint empty = sum == vsplat(0.0f); /* no key: 0, whatever the sink */
-        if (t->sinks) {
-            real sinks[LANES];
-            for (int i = 0; i < LANES; ++i)
-                sinks[i] = (real)t->sinks[(p->row0 + v * LANES + i) % group];
-            vreal max = vload(p->total.max + v * LANES) * vsplat(scaling.natural ? (real)1.0 : scaling.units);
-            vreal sink = vload(sinks), top = vmax(sink, max);
-            share = vexp2((max - top) * vsplat(LOG2E));
-            sum = vfma(sum, share, vexp2((sink - top) * vsplat(LOG2E)));
-            vstore(p->total.sum + v * LANES, vzero_where(empty, sum));
-            vstore(p->sink_max + v * LANES, top);
-        }
-        vstore(p->inverse + v * LANES, vzero_where(empty, share / sum));
-    }
-}
-
-static void store_lse(const struct sa_attention *a, const struct sa_tile *t, const struct lanes *p, struct scaling s)
-{
-    ptrdiff_t group = a->num_heads / a->num_kv_heads;
-    for (ptrdiff_t i = 0; i < p->rows; ++i) {
-        double sum = (double)p->total.sum[i];
-        double max = t->sinks ? (double)p->sink_max[i] : (double)p->total.max[i] * (s.natural ? 1.0 : (double)s.units);
-        double lse = sum == 0.0 ? -(double)INFINITY : max + natural_log(sum);
-        *(scalar_any *)row_of(&a->lse, t->lse, group, p->row0 + i) = (real)lse;
-    }
-}
+#endif

@@ -4,22 +4,28 @@
  *   O[row, dim] (+)= sum over the keys of P[row, key] (broadcast) * V[key, dim]
  *
  * The weights are the panel's, keys down and rows across; every sum is the same chain as with the rows in the lanes. */
+#ifndef SELFATTN_ATTENTION_VALUES_BY_ROW_INC_H
+#define SELFATTN_ATTENTION_VALUES_BY_ROW_INC_H
+
+#include "attention/decode_scores.inc.h"
+#include "attention/mask.inc.h"
+#include "matmul/product.inc.h"
 
 /* Do the outputs of a panel lie so? Few rows always do (few.inc.h). Others where a row of values is whole vectors; but not
  * of short ones, whose panels of 16 rows make too few full tiles. And of values that are read where they lie, not one vector
  * alone (rows on pages of their own would come from the second cache for every tile: 0.8 of the speed), nor more than a tile
  * takes (a second pass over the weights costs 1 %). */
-static int outputs_by_rows(const struct sa_attention *a, const struct lanes *p)
+static int outputs_by_rows(const struct sa_attention *a, const struct query_panel *p)
 {
     const ptrdiff_t size = sizeof(real);
-    if (few(a, p)) return 1;
-    if (SA_VECTOR_BYTES < 64 || a->value_dim % LANES != 0) return 0;
+    if (is_decode(a, p)) return 1;
+    if (!WIDE_VECTORS || a->value_dim % LANES != 0) return 0;
     if (TERMS == 2 || a->kv_dtype != SA_REAL) return 1;
     return a->value_dim > LANES && a->value_dim <= MAX_NV * LANES && a->value.col == size && a->value.row % size == 0;
 }
 
 /* The keys that some of the rows see, of a block, counted from its first; from a step's first key on. */
-static void seen_by_rows(const struct block *b, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t *first, ptrdiff_t *last)
+static void visible_to_rows(const struct key_block *b, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t *first, ptrdiff_t *last)
 {
     ptrdiff_t begin = b->begin[row], end = b->end[row];
     for (ptrdiff_t i = row + 1; i < row + rows; ++i) {
@@ -38,8 +44,8 @@ static int vectors_together(ptrdiff_t left)
 }
 
 /* outputs = outputs * rescale + this block's chain; values: key by key, whole vectors. */
-static void add_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim, struct operand values, real *rescale,
-                     const struct ahead next[2])
+static void add_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim, struct operand values, real *rescale,
+                     const struct prefetch_rows next[2])
 {
     const ptrdiff_t size = sizeof(real), stride = values.row / size;
     multiply *with = p->span.empty ? multiply_store : multiply_rescale_rows;
@@ -49,19 +55,19 @@ static void add_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim
         ptrdiff_t first = 0, last = b->last - b->first;
         for (ptrdiff_t row = 0; row < p->rows; row += height) {
             ptrdiff_t rows = smaller(height, p->rows - row);
-            if (b->ranged) seen_by_rows(b, row, rows, &first, &last);
-            const struct ahead ahead[2] = {ahead_from(next[0], row), ahead_from(next[1], row)};
+            if (b->ranged) visible_to_rows(b, row, rows, &first, &last);
+            const struct prefetch_rows prefetch[2] = {prefetch_from(next[0], row), prefetch_from(next[1], row)};
             struct operand weights = {(const char *)(b->scores + first / TERMS * p->width + row), size,
                                       p->width * size};
             with(nv, rows, steps(last - first), weights, (const real *)values.data + first / TERMS * stride + d, stride,
-                 (struct panel){p->span.outputs + row * dim + d, dim}, rescale + row, is_last ? ahead : NULL);
+                 (struct lane_rows){p->span.outputs + row * dim + d, dim}, rescale + row, is_last ? prefetch : NULL);
         }
         d += nv * LANES;
     }
 }
 
 /* The same with each row's visibility: the weight 0 of a key that it does not see meets a value of 0. */
-static void add_visible_rows(const struct lanes *p, const struct block *b, ptrdiff_t dim, struct operand values,
+static void add_visible_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim, struct operand values,
                              const real *rescale)
 {
     const ptrdiff_t size = sizeof(real);
@@ -81,7 +87,7 @@ static void add_visible_rows(const struct lanes *p, const struct block *b, ptrdi
 }
 
 /* outputs = span * factor + outputs * old factor, for the rows of a vector of lanes. */
-static void merge_rows(struct lanes *p, int v, ptrdiff_t dim, vreal factor, vreal old_factor)
+static void merge_rows(struct query_panel *p, int v, ptrdiff_t dim, vreal factor, vreal old_factor)
 {
     const ptrdiff_t size = sizeof(real);
     for (ptrdiff_t i = 0; i < smaller(LANES, p->rows - v * LANES); ++i)
@@ -107,9 +113,9 @@ INLINE void store_output(const enum sa_dtype dtype, const int whole, char *row, 
 
 /* The rows of the panel = outputs[row, dim] * factor[row]. */
 static void store_rows(const struct sa_attention *a, const struct sa_array *array, char *data, ptrdiff_t dim,
-                       const struct lanes *p, const real *outputs, const real *factor)
+                       const struct query_panel *p, const real *outputs, const real *factor)
 {
-    const ptrdiff_t group = a->num_heads / a->num_kv_heads;
+    const ptrdiff_t group = sa_group(a);
     const int whole = a->dtype == SA_REAL && array->col == (ptrdiff_t)sizeof(real) && dim % LANES == 0;
     for (ptrdiff_t i = 0; i < p->rows; ++i, outputs += dim) {
         char *row = (char *)row_of(array, data, group, p->row0 + i);
@@ -119,3 +125,5 @@ static void store_rows(const struct sa_attention *a, const struct sa_array *arra
             store_output(a->dtype, 0, row, array->col, dim, outputs, factor[i]);
     }
 }
+
+#endif

@@ -3,22 +3,27 @@
  *
  * A score that is left out is whatever was there, and becomes -inf like that of any other hidden key. A value that is
  * left out would have been multiplied by a weight of 0, which changes no sum: the bits are the same. */
+#ifndef SELFATTN_ATTENTION_VISIBLE_VECTORS_INC_H
+#define SELFATTN_ATTENTION_VISIBLE_VECTORS_INC_H
+
+#include "attention/key_block.inc.h"
+#include "matmul/product.inc.h"
 
 /* The keys that some lane of a vector may see, of a block; from a step's first key on. */
-static void seen_keys(const struct lanes *p, const struct block *b, int v, ptrdiff_t *first, ptrdiff_t *last)
+static void visible_keys(const struct query_panel *p, const struct key_block *b, int v, ptrdiff_t *first, ptrdiff_t *last)
 {
-    *first = smaller(b->last, larger(b->first, p->seen_first[v] / TERMS * TERMS));
-    *last = larger(*first, smaller(b->last, p->seen_last[v]));
+    *first = smaller(b->last, larger(b->first, p->visible_first[v] / TERMS * TERMS));
+    *last = larger(*first, smaller(b->last, p->visible_last[v]));
 }
 
 /* From a key on, as far as the same vectors see the next one: where that ends, and which those are, from .. to - 1. */
-static ptrdiff_t same_vectors(const struct lanes *p, const struct block *b, ptrdiff_t key, int *from, int *to)
+static ptrdiff_t same_visible_vectors(const struct query_panel *p, const struct key_block *b, ptrdiff_t key, int *from, int *to)
 {
     ptrdiff_t end = b->last, first, last;
     *from = p->nv;
     *to = 0;
     for (int v = 0; v < p->nv; ++v) {
-        seen_keys(p, b, v, &first, &last);
+        visible_keys(p, b, v, &first, &last);
         if (first > key) end = smaller(end, first);
         if (last > key) end = smaller(end, last);
         if (first > key || last <= key) continue;
@@ -30,56 +35,39 @@ static ptrdiff_t same_vectors(const struct lanes *p, const struct block *b, ptrd
 
 /* out[key, lane] = sum over depth of rows[key, :] * panel[:, lane], for the keys of a block. With `max`, which only a
  * block has that all lanes see, also each lane's maximum. */
-static void multiply_keys(const struct lanes *p, const struct block *b, ptrdiff_t depth, ptrdiff_t chain,
-                          struct operand rows, const real *panel, struct panel out, real *max,
-                          const struct ahead ahead[2])
+static void multiply_keys(const struct query_panel *p, const struct key_block *b, ptrdiff_t depth, ptrdiff_t chain,
+                          struct operand rows, const real *panel, struct lane_rows out, real *max,
+                          const struct prefetch_rows prefetch[2])
 {
-    if (!b->partly_seen) {
-        multiply_long(p->nv, 0, b->last - b->first, depth, chain, rows, panel, p->width, out, max, ahead);
+    if (!b->partly_visible) {
+        multiply_long(p->nv, 0, b->last - b->first, depth, chain, rows, panel, p->width, out, max, prefetch);
         return;
     }
     int from, to;
     for (ptrdiff_t key = b->first, end; key < b->last; key = end) {
         ptrdiff_t row = key - b->first;
         struct operand these = {rows.data + row * rows.row, rows.row, rows.col};
-        struct ahead of_these[2] = {{0}, {0}};
-        for (int i = 0; ahead && i < 2; ++i)
-            of_these[i] = ahead_from(ahead[i], row);
-        end = same_vectors(p, b, key, &from, &to);
+        struct prefetch_rows prefetch_part[2] = {{0}, {0}};
+        for (int i = 0; prefetch && i < 2; ++i)
+            prefetch_part[i] = prefetch_from(prefetch[i], row);
+        end = same_visible_vectors(p, b, key, &from, &to);
         if (from < to)
             multiply_long(to - from, 0, end - key, depth, chain, these, panel + from * LANES, p->width,
-                          (struct panel){out.data + row * out.stride + from * LANES, out.stride}, NULL, of_these);
-    }
-}
-
-/* out[dim, lane] (+)= sum over the keys of a block, step by step, of values[dim, key] * weights[key, lane]. */
-static void multiply_values(multiply *with, const struct lanes *p, const struct block *b, ptrdiff_t dim,
-                            struct operand values, const real *weights, ptrdiff_t stride, struct panel out, real *lanes,
-                            const struct ahead ahead[2])
-{
-    if (!b->partly_seen) {
-        with(p->nv, dim, steps(b->last - b->first), values, weights, stride, out, lanes, ahead);
-        return;
-    }
-    for (int v = 0; v < p->nv; ++v) {
-        ptrdiff_t first, last;
-        seen_keys(p, b, v, &first, &last);
-        ptrdiff_t step = (first - b->first) / TERMS, some = steps(last - first), lane = v * LANES;
-        struct operand these = {values.data + step * values.col, values.row, values.col};
-        with(1, dim, some, these, weights + step * stride + lane, stride, (struct panel){out.data + lane, out.stride},
-             lanes ? lanes + lane : NULL, v + 1 < p->nv ? NULL : ahead);
+                          (struct lane_rows){out.data + row * out.stride + from * LANES, out.stride}, NULL, prefetch_part);
     }
 }
 
 /* Does it pay: do vectors see fewer keys of the block than there are, together by as many as one has lanes? (In a
  * panel of short vectors the lanes are too alike.) */
-static int partly_seen(const struct lanes *p, const struct block *b)
+static int partly_visible(const struct query_panel *p, const struct key_block *b)
 {
     ptrdiff_t first, last, unseen = 0;
-    if (SA_VECTOR_BYTES < 64 || !b->ranged || p->nv == 1) return 0;
+    if (!WIDE_VECTORS || !b->ranged || p->nv == 1) return 0;
     for (int v = 0; v < p->nv; ++v) {
-        seen_keys(p, b, v, &first, &last);
+        visible_keys(p, b, v, &first, &last);
         unseen += b->last - b->first - (last - first);
     }
     return unseen >= LANES;
 }
+
+#endif

@@ -1,6 +1,11 @@
 /* Which instruction set computes: the best that runs here, unless one is asked for by name. */
 #include "contracts/kernels.h"
 
+const struct sa_format_description sa_formats[SA_FORMATS] = {
+    [SA_FORMAT_NUMBERS] = {"float32", SA_FLOAT32, SA_FLOAT32, 1}, /* in the float64 kernels float64 */
+    [SA_FORMAT_BFLOAT16] = {"bfloat16", SA_BFLOAT16, SA_FLOAT32, 2},
+};
+
 static const struct sa_kernels *const compiled[] = {
 /* best first */
 #if defined(__x86_64__)
@@ -32,10 +37,10 @@ int sa_use(const char *isa)
     return -1;
 }
 
-const struct sa_kernels *sa_for_products(const struct sa_kernels *kernels, int bfloat16)
+const struct sa_kernels *sa_kernels_of(const struct sa_kernels *kernels, enum sa_format format)
 {
-    const struct sa_kernels *halves = bfloat16 ? kernels->bfloat16 : NULL;
-    return halves && halves->runs_here() ? halves : kernels;
+    const struct sa_kernels *wanted = kernels->formats[format];
+    return wanted && wanted->runs_here() ? wanted : kernels;
 }
 
 const struct sa_kernels *sa_active(void)

@@ -1,18 +1,16 @@
-/* The kernels, written once in the order the data flows; each kernels_<isa>.c includes this inside its target region.
+/* kernels.inc.h -- the kernels, written once; each stub of this folder includes this inside its target region.
  * (Included as a template rather than written as macros, so that a debugger steps through it line by line.) */
-#include "vector/vector.inc.h"
-#include "vector/math.inc.h"
-#include "vector/convert.inc.h"
-#include "matmul/tile.inc.h"
-#include "attention/driver.inc.h"
-#include "attention/spans.inc.h"
-#include "attention/attention_weights.inc.h"
-#include "pointwise/activation.inc.h"
+#ifndef SELFATTN_ISA_KERNELS_INC_H
+#define SELFATTN_ISA_KERNELS_INC_H
+
+#include "attention/span_tasks.inc.h"
+#include "attention/column_sums.inc.h"
 #include "matmul/linear.inc.h"
 #ifndef SA_BFLOAT16_KERNELS
 #include "attention/backward.inc.h"
 #include "pointwise/norm.inc.h"
 #include "pointwise/pointwise_backward.inc.h"
+#include "pointwise/rotary.inc.h"
 #include "matmul/linear_backward.inc.h"
 #endif
 #include "pointwise/peak.inc.h"
@@ -31,16 +29,16 @@ const struct sa_kernels SA_TABLE(_bfloat16) = {
 const struct sa_kernels SA_TABLE() = {
     .float64 = &SA_TABLE(_float64),
 #if SA_VECTOR_BYTES == 64
-    .bfloat16 = &SA_TABLE(_bfloat16),
+    .formats[SA_FORMAT_BFLOAT16] = &SA_TABLE(_bfloat16),
 #endif
 #endif
     .isa = SA_TEXT(SA_ISA),
     .lanes = LANES,
     .number_bytes = sizeof(real),
-    .terms = TERMS,
+    .format = FORMAT,
     .panel_width = PANEL_LANES,
     .runs_here = runs_here,
-    .needs_staging = needs_staging,
+    .gathers_keys = gathers_keys,
     .attention_workspace = attention_workspace,
     .attention = attention,
     .key_range = key_range,
@@ -58,9 +56,10 @@ const struct sa_kernels SA_TABLE() = {
 #ifndef SA_BFLOAT16_KERNELS
     .backward_workspace = backward_workspace,
     .attention_backward = attention_backward,
-    .weight_gradient_workspace = weight_gradient_workspace,
-    .weight_gradient = weight_gradient,
+    .linear_backward_workspace = linear_backward_workspace,
+    .linear_backward = linear_backward,
     .norm = norm,
+    .rotary = rotary,
     .activation_backward = activation_backward,
     .norm_backward = norm_backward,
     .sum_rows = sum_rows,
@@ -69,3 +68,5 @@ const struct sa_kernels SA_TABLE() = {
     .peak_loop = peak_loop,
     .read_loop = read_loop,
 };
+
+#endif

@@ -1,6 +1,12 @@
 /* linear.inc.h -- y = act(x W + b) + residual. W is packed once, when a model is loaded: panels of PANEL_LANES columns,
  * each steps(depth) x width with contiguous lanes (the last one padded with zeros to whole vectors). Where a step takes
  * pairs, those of W are pairs of rows, and x is rounded to bfloat16 into the workspace, its pairs side by side. */
+#ifndef SELFATTN_MATMUL_LINEAR_INC_H
+#define SELFATTN_MATMUL_LINEAR_INC_H
+
+#include "matmul/product.inc.h"
+#include "pointwise/activation.inc.h"
+#include "vector/convert.inc.h"
 
 INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
 {
@@ -9,14 +15,14 @@ INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
 }
 
 /* Up to LANES rows of up to LANES columns of W, from `from` on: block[row]; zeros where there are none. */
-INLINE void load_block(const char *from, ptrdiff_t row, ptrdiff_t col, ptrdiff_t rows, ptrdiff_t columns,
+INLINE void load_weight_square(const char *from, ptrdiff_t row, ptrdiff_t col, ptrdiff_t rows, ptrdiff_t columns,
                        vreal block[LANES])
 {
     if (row == (ptrdiff_t)sizeof(real)) { /* a transposed weight: its columns are contiguous */
         const char *lines[LANES];
         for (int i = 0; i < LANES; ++i)
             lines[i] = from + smaller(i, columns - 1) * col;
-        load_turned(lines, columns, 0, row, rows, SA_REAL, block);
+        load_transposed(lines, columns, 0, row, rows, SA_REAL, block);
     } else {
         for (int i = 0; i < LANES; ++i)
             block[i] = i < rows ? load_row(from + i * row, col, columns, SA_REAL) : vsplat(0.0f);
@@ -33,7 +39,7 @@ static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdi
             ptrdiff_t rows = smaller(LANES, depth - p);
             for (ptrdiff_t i = 0; i < lanes; i += LANES) {
                 vreal block[LANES];
-                load_block(weight + p * row + (first + i) * col, row, col, rows, smaller(LANES, width - first - i),
+                load_weight_square(weight + p * row + (first + i) * col, row, col, rows, smaller(LANES, width - first - i),
                            block);
                 for (ptrdiff_t j = 0; j < steps(rows); ++j)
                     vstore(to + j * lanes + i, vpair(block[j * TERMS], block[j * TERMS + TERMS - 1]));
@@ -57,7 +63,7 @@ INLINE vreal finish_vector(const enum sa_activation activation, vreal sum, const
 /* n <= LANES numbers of y. */
 INLINE void store_result(const struct sa_linear *l, ptrdiff_t at, ptrdiff_t n, vreal v)
 {
-    if (TERMS == 2 && l->bfloat16_y)
+    if (TERMS == 2 && (l->y_dtype == SA_BFLOAT16))
         store_row((char *)l->y + 2 * at, 2, n, SA_BFLOAT16, v);
     else
         store_row((char *)((real *)l->y + at), sizeof(real), n, SA_REAL, v);
@@ -65,7 +71,7 @@ INLINE void store_result(const struct sa_linear *l, ptrdiff_t at, ptrdiff_t n, v
 
 /* The same on rows row0 .. row1 - 1 and the n columns from `column` on. */
 INLINE void finish_rows(const enum sa_activation activation, const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1,
-                        ptrdiff_t column, ptrdiff_t n, struct panel sums)
+                        ptrdiff_t column, ptrdiff_t n, struct lane_rows sums)
 {
     const real *bias = l->bias ? (const real *)l->bias + column : NULL;
     for (ptrdiff_t row = row0; row < row1; ++row, sums.data += sums.stride) {
@@ -84,7 +90,7 @@ INLINE void finish_rows(const enum sa_activation activation, const struct sa_lin
 }
 
 static void finish(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t column, ptrdiff_t n,
-                   struct panel sums)
+                   struct lane_rows sums)
 {
     switch (l->activation) { /* outside the loops */
     case SA_GELU:
@@ -103,8 +109,6 @@ static void finish(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
         finish_rows(SA_IDENTITY, l, row0, row1, column, n, sums);
     }
 }
-
-enum { ROW_CHUNK = 48 }; /* rows whose sums wait in scratch for what follows them: in L1 */
 
 static size_t linear_workspace(ptrdiff_t rows, ptrdiff_t depth)
 {
@@ -131,14 +135,14 @@ INLINE void pair_rows(const enum sa_dtype dtype, const char *x, ptrdiff_t x_row,
 
 static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, void *workspace)
 {
-    ptrdiff_t row = l->x_stride * (l->bfloat16_x ? 2 : (ptrdiff_t)sizeof(real));
+    ptrdiff_t row = l->x_stride * ((l->x_dtype == SA_BFLOAT16) ? 2 : (ptrdiff_t)sizeof(real));
     const char *x = (const char *)l->x + row0 * row;
-    if (l->bfloat16_x && l->depth % 2 == 0) return (struct operand){x, row, sizeof(real)};
-    if (l->bfloat16_x)
-        pair_rows(SA_BFLOAT16, x, row, row1 - row0, l->depth, workspace);
+    if ((l->x_dtype == SA_BFLOAT16) && l->weight.depth % 2 == 0) return (struct operand){x, row, sizeof(real)};
+    if ((l->x_dtype == SA_BFLOAT16))
+        pair_rows(SA_BFLOAT16, x, row, row1 - row0, l->weight.depth, workspace);
     else
-        pair_rows(SA_REAL, x, row, row1 - row0, l->depth, workspace);
-    return (struct operand){workspace, steps(l->depth) * (ptrdiff_t)sizeof(real), sizeof(real)};
+        pair_rows(SA_REAL, x, row, row1 - row0, l->weight.depth, workspace);
+    return (struct operand){workspace, steps(l->weight.depth) * (ptrdiff_t)sizeof(real), sizeof(real)};
 }
 #else
 static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, void *workspace)
@@ -150,33 +154,35 @@ static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptr
 #endif
 
 /* Some columns of the rows of a matrix, if there is one. */
-INLINE struct ahead part_of_rows(const void *matrix, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column,
+INLINE struct prefetch_rows part_of_rows(const void *matrix, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column,
                                  ptrdiff_t columns)
 {
-    if (!matrix) return (struct ahead){0};
-    return (struct ahead){
+    if (!matrix) return (struct prefetch_rows){0};
+    return (struct prefetch_rows){
         .data = (const char *)matrix + (row * stride + column) * size, .row = stride * size, .bytes = columns * size};
 }
 
 static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1,
                    void *workspace)
 {
-    real scratch[ROW_CHUNK * PANEL_LANES] __attribute__((aligned(64)));
+    real scratch[SA_LINEAR_SCRATCH_ROWS * PANEL_LANES] __attribute__((aligned(64)));
     const struct operand rows = linear_rows(l, row0, row1, workspace);
     for (ptrdiff_t panel = panel0; panel < panel1; ++panel) {
-        int nv = panel_vectors(l->width, panel);
-        const real *packed = (const real *)l->packed + panel * PANEL_LANES * steps(l->depth);
-        ptrdiff_t column = panel * PANEL_LANES, columns = smaller(PANEL_LANES, l->width - column);
-        struct panel c = {scratch, nv * LANES};
-        for (ptrdiff_t row = row0; row < row1; row += ROW_CHUNK) {
-            ptrdiff_t last = smaller(row + ROW_CHUNK, row1);
+        int nv = panel_vectors(l->weight.width, panel);
+        const real *packed = (const real *)l->weight.data + panel * PANEL_LANES * steps(l->weight.depth);
+        ptrdiff_t column = panel * PANEL_LANES, columns = smaller(PANEL_LANES, l->weight.width - column);
+        struct lane_rows c = {scratch, nv * LANES};
+        for (ptrdiff_t row = row0; row < row1; row += SA_LINEAR_SCRATCH_ROWS) {
+            ptrdiff_t last = smaller(row + SA_LINEAR_SCRATCH_ROWS, row1);
             struct operand x = {rows.data + (row - row0) * rows.row, rows.row, rows.col};
-            struct ahead finished[2] = {
-                part_of_rows(l->y, l->bfloat16_y ? 2 : sizeof(real), l->y_stride, row, column, columns),
+            struct prefetch_rows finished[2] = {
+                part_of_rows(l->y, (l->y_dtype == SA_BFLOAT16) ? 2 : sizeof(real), l->y_stride, row, column, columns),
                 part_of_rows(l->residual, sizeof(real), l->residual_stride, row, column, columns)};
-            multiply_long(nv, row == row0, last - row, steps(l->depth), SA_LINEAR_CHAIN / TERMS, x, packed, nv * LANES,
+            multiply_long(nv, row == row0, last - row, steps(l->weight.depth), SA_LINEAR_CHAIN / TERMS, x, packed, nv * LANES,
                           c, NULL, finished);
             finish(l, row, last, column, columns, c);
         }
     }
 }
+
+#endif

@@ -1,16 +1,21 @@
-/* weight_gradient.inc.h -- the gradient of a linear layer's weight: grad_weight[i, j] = sum over rows of
+/* linear_backward.inc.h -- the gradient of a linear layer's weight: grad_weight[i, j] = sum over rows of
  * x[row, i] grad_y[row, j], in chains of SA_LINEAR_CHAIN rows, added in order.
  *
  * What a chain reads lies in rows far apart. So a block of x's columns is brought together once for all panels of
- * grad_y's columns, and each panel for the whole block: they stay in the L2 cache, into which the next panel is fetched
+ * grad_y's columns, and each panel for the whole block: they stay in the L2 cache, into which the next panel is prefetched
  * meanwhile. */
+#ifndef SELFATTN_MATMUL_LINEAR_BACKWARD_INC_H
+#define SELFATTN_MATMUL_LINEAR_BACKWARD_INC_H
+
+#include "matmul/linear.inc.h"
+#include "pointwise/pointwise_backward.inc.h"
 
 /* From row to row of the block: an odd number of cache lines (or half ones), so that the rows spread over all sets. */
-enum { BLOCK_STRIDE = SA_GRADIENT_BLOCK_BYTES / sizeof(real) + LANES };
+enum { COLUMNS_STRIDE = SA_WEIGHT_GRADIENT_BYTES / sizeof(real) + LANES };
 
-static size_t weight_gradient_workspace(void)
+static size_t linear_backward_workspace(void)
 {
-    return SA_LINEAR_CHAIN * (BLOCK_STRIDE + PANEL_LANES) * sizeof(real);
+    return SA_LINEAR_CHAIN * (COLUMNS_STRIDE + PANEL_LANES) * sizeof(real);
 }
 
 /* Rows of `columns` numbers, followed by zeros up to a whole vector. */
@@ -26,7 +31,7 @@ INLINE void gather_rows(const real *from, ptrdiff_t from_stride, ptrdiff_t rows,
 }
 
 /* rows x columns of grad_weight become the sums, or are raised by them. */
-static void add_chain(real *grad_weight, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t columns, struct panel sums,
+static void add_chain(real *grad_weight, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t columns, struct lane_rows sums,
                       int first)
 {
     for (ptrdiff_t row = 0; row < rows; ++row, grad_weight += stride, sums.data += sums.stride)
@@ -39,16 +44,16 @@ static void add_chain(real *grad_weight, ptrdiff_t stride, ptrdiff_t rows, ptrdi
 }
 
 /* A chain's sums of some columns of x (block[row, column], from column i on) and of a packed panel of grad_y. */
-static void chain_of_panel(const struct sa_weight_gradient *g, ptrdiff_t panel, int first, ptrdiff_t rows, ptrdiff_t i,
-                           ptrdiff_t some, const real *block, const real *packed, const struct ahead next[2])
+static void chain_of_panel(const struct sa_linear_backward *g, ptrdiff_t panel, int first, ptrdiff_t rows, ptrdiff_t i,
+                           ptrdiff_t some, const real *block, const real *packed, const struct prefetch_rows next[2])
 {
-    real scratch[ROW_CHUNK * PANEL_LANES] __attribute__((aligned(64)));
+    real scratch[SA_LINEAR_SCRATCH_ROWS * PANEL_LANES] __attribute__((aligned(64)));
     int nv = panel_vectors(g->d_out, panel);
     ptrdiff_t column = panel * PANEL_LANES, columns = smaller(PANEL_LANES, g->d_out - column);
-    struct operand x = {(const char *)block, sizeof(real), BLOCK_STRIDE * sizeof(real)};
-    struct panel to = {(real *)g->grad_weight + i * g->d_out + column, g->d_out}, sums = {scratch, nv * LANES};
-    struct ahead own = part_of_rows(g->grad_weight, sizeof(real), g->d_out, i, column, columns);
-    fetch_ahead(&own, 0, (int)some);
+    struct operand x = {(const char *)block, sizeof(real), COLUMNS_STRIDE * sizeof(real)};
+    struct lane_rows to = {(real *)g->grad_weight + i * g->d_out + column, g->d_out}, sums = {scratch, nv * LANES};
+    struct prefetch_rows own = part_of_rows(g->grad_weight, sizeof(real), g->d_out, i, column, columns);
+    issue_prefetch(&own, 0, (int)some);
     if (columns < nv * LANES) {
         multiply_store(nv, some, rows, x, packed, nv * LANES, sums, NULL, next);
         add_chain(to.data, to.stride, some, columns, sums, first);
@@ -59,24 +64,26 @@ static void chain_of_panel(const struct sa_weight_gradient *g, ptrdiff_t panel, 
 }
 
 /* Over the rows row0 .. row1 - 1, of which row0 begins a chain: the columns in0 .. in1 - 1 of x, and some panels. */
-static void weight_gradient(const struct sa_weight_gradient *g, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t in0,
+static void linear_backward(const struct sa_linear_backward *g, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t in0,
                             ptrdiff_t in1, ptrdiff_t panel0, ptrdiff_t panel1, void *workspace)
 {
-    real *block = workspace, *packed = block + SA_LINEAR_CHAIN * BLOCK_STRIDE;
+    real *block = workspace, *packed = block + SA_LINEAR_CHAIN * COLUMNS_STRIDE;
     for (ptrdiff_t row = row0; row < row1; row += SA_LINEAR_CHAIN) {
         ptrdiff_t rows = smaller(SA_LINEAR_CHAIN, row1 - row);
-        gather_rows((const real *)g->x + row * g->d_in + in0, g->d_in, rows, in1 - in0, block, BLOCK_STRIDE);
+        gather_rows((const real *)g->x + row * g->d_in + in0, g->d_in, rows, in1 - in0, block, COLUMNS_STRIDE);
         for (ptrdiff_t panel = panel0; panel < panel1; ++panel) {
             const real *grad_y = (const real *)g->grad_y + row * g->d_out, *from = grad_y + panel * PANEL_LANES;
             gather_rows(from, g->d_out, rows, smaller(PANEL_LANES, g->d_out - panel * PANEL_LANES), packed,
                         panel_vectors(g->d_out, panel) * LANES);
             from = panel + 1 < panel1 ? from + PANEL_LANES : grad_y + SA_LINEAR_CHAIN * g->d_out + panel0 * PANEL_LANES;
-            for (ptrdiff_t i = in0; i < in1; i += ROW_CHUNK) {
-                ptrdiff_t some = smaller(ROW_CHUNK, in1 - i); /* and meanwhile, twice as many rows of the next panel */
-                struct ahead next = part_of_rows(from, sizeof(real), g->d_out, 2 * (i - in0), 0, PANEL_LANES);
-                struct ahead ahead[2] = {next, ahead_from(next, some)};
-                chain_of_panel(g, panel, row == 0, rows, i, some, block + i - in0, packed, ahead);
+            for (ptrdiff_t i = in0; i < in1; i += SA_LINEAR_SCRATCH_ROWS) {
+                ptrdiff_t some = smaller(SA_LINEAR_SCRATCH_ROWS, in1 - i); /* and meanwhile, twice as many rows of the next panel */
+                struct prefetch_rows next = part_of_rows(from, sizeof(real), g->d_out, 2 * (i - in0), 0, PANEL_LANES);
+                struct prefetch_rows prefetch[2] = {next, prefetch_from(next, some)};
+                chain_of_panel(g, panel, row == 0, rows, i, some, block + i - in0, packed, prefetch);
             }
         }
     }
 }
+
+#endif

@@ -1,4 +1,4 @@
-/* team.c -- finds the OpenMP runtimes of this process (GCC's libgomp, which PyTorch brings) and calls them by name. */
+/* openmp_loan.c -- finds the OpenMP runtimes of this process (GCC's libgomp, which PyTorch brings) and calls them by name. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -14,11 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_LIBRARIES = 4, MOST_PATH = 1024 };
-static const int64_t LOOK_NS = 100000000;
+enum { MAX_LIBRARIES = 4, MAX_PATH_BYTES = 1024 };
+static const int64_t SEARCH_NS = 100000000;
 
-struct sa_library {
-    char path[MOST_PATH];
+struct sa_openmp_library {
+    char path[MAX_PATH_BYTES];
     unsigned long module; /* the number of its thread-local storage, and how many words that has */
     size_t words;
     void (*start)(void (*work)(void *), void *data, unsigned num_threads);
@@ -33,26 +33,27 @@ static struct {
     pthread_mutex_t lock;
     int found;
     unsigned long long loads; /* of shared objects, when we last looked at them */
-    _Atomic int64_t looked;
-    atomic_bool closed; /* no loans: the environment says so, or this is a forked child, whose teams stayed behind */
-    struct sa_library libraries[MOST_LIBRARIES];
+    _Atomic int64_t searched;
+    atomic_bool open;     /* loans were asked for */
+    atomic_bool orphaned; /* a forked child: the teams stayed behind in the parent */
+    struct sa_openmp_library libraries[MAX_LIBRARIES];
 } known = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* The CPU time of number 1 of this thread's team in each library, once we have met it. */
-static _Thread_local struct acquaintance {
-    bool met;
+static _Thread_local struct team_clock {
+    bool known;
     clockid_t clock;
-} acquaintances[MOST_LIBRARIES];
+} team_clocks[MAX_LIBRARIES];
 
 /* ---- which libraries there are ------------------------------------------------------------------------------- */
 
 static bool is_new_openmp(const struct dl_phdr_info *object)
 {
     const char *name = strrchr(object->dlpi_name, '/');
-    if (!name || strncmp(name, "/libgomp", 8) != 0 || strlen(object->dlpi_name) >= MOST_PATH) return false;
+    if (!name || strncmp(name, "/libgomp", 8) != 0 || strlen(object->dlpi_name) >= MAX_PATH_BYTES) return false;
     for (int i = 0; i < known.found; i++)
         if (strcmp(known.libraries[i].path, object->dlpi_name) == 0) return false;
-    return known.found < MOST_LIBRARIES;
+    return known.found < MAX_LIBRARIES;
 }
 
 static int note(struct dl_phdr_info *object, size_t size, void *loads)
@@ -62,7 +63,7 @@ static int note(struct dl_phdr_info *object, size_t size, void *loads)
     *(unsigned long long *)loads = object->dlpi_adds;
     for (int i = 0; i < object->dlpi_phnum; i++) {
         if (object->dlpi_phdr[i].p_type != PT_TLS || !is_new_openmp(object)) continue;
-        struct sa_library *library = &known.libraries[known.found++];
+        struct sa_openmp_library *library = &known.libraries[known.found++];
         strcpy(library->path, object->dlpi_name);
         library->module = object->dlpi_tls_modid;
         library->words = object->dlpi_phdr[i].p_memsz / sizeof(uintptr_t);
@@ -71,7 +72,7 @@ static int note(struct dl_phdr_info *object, size_t size, void *loads)
 }
 
 /* Looks its functions up. It stays loaded from now on; one that lacks a function is never ready. */
-static void open_library(struct sa_library *library)
+static void open_library(struct sa_openmp_library *library)
 {
     void *handle = dlopen(library->path, RTLD_LAZY | RTLD_NOLOAD);
     if (!handle) return;
@@ -86,7 +87,7 @@ static void open_library(struct sa_library *library)
 }
 
 /* Not under the lock: dlopen waits for others that load a library, and one of those may fork. */
-static void look(void)
+static void search(void)
 {
     if (pthread_mutex_trylock(&known.lock)) return; /* another thread looks */
     unsigned long long loads = known.loads;
@@ -99,12 +100,12 @@ static void look(void)
         open_library(&known.libraries[i]);
 }
 
-static void look_if_due(void)
+static void search_if_due(void)
 {
     int64_t now = sa_tick_ns();
-    if (now - atomic_load(&known.looked) < LOOK_NS) return;
-    atomic_store(&known.looked, now);
-    look();
+    if (now - atomic_load(&known.searched) < SEARCH_NS) return;
+    atomic_store(&known.searched, now);
+    search();
 }
 
 /* ---- whether a team can be lent ------------------------------------------------------------------------------ */
@@ -112,7 +113,7 @@ static void look_if_due(void)
 /* The library's record of this thread has one word for the threads that it keeps, and one for how many it was told to
  * take, as PyTorch tells it on each thread before its first operation. With either alone there may be no team yet, and we
  * start none. (LLVM's libomp, under this name, never has two.) */
-static bool has_team(const struct sa_library *library)
+static bool has_team(const struct sa_openmp_library *library)
 {
     extern void *__tls_get_addr(unsigned long index[2]);
     const uintptr_t *record = __tls_get_addr((unsigned long[2]){library->module, 0});
@@ -124,26 +125,26 @@ static bool has_team(const struct sa_library *library)
 
 /* A thread that spins uses time between two looks at its clock. Sleepers are left alone: to wake them, and to wait
  * until each has had a core, takes longer than a short job does. Of whom we have not met yet we think the best, once. */
-static bool is_awake(struct acquaintance *team)
+static bool is_awake(struct team_clock *team)
 {
-    if (!team->met) return true;
+    if (!team->known) return true;
     struct timespec first, second;
     if (clock_gettime(team->clock, &first) || clock_gettime(team->clock, &second)) {
-        team->met = false; /* that thread has ended: another is number 1 now */
+        team->known = false; /* that thread has ended: another is number 1 now */
         return true;
     }
     return first.tv_nsec != second.tv_nsec || first.tv_sec != second.tv_sec;
 }
 
-bool sa_team_helps(struct sa_loan *loan, int helpers)
+bool sa_openmp_can_help(struct sa_openmp_loan *loan, int helpers)
 {
-    if (atomic_load(&known.closed)) return false;
-    look_if_due();
-    for (int i = 0; i < MOST_LIBRARIES; i++) {
-        const struct sa_library *library = &known.libraries[i];
+    if (!atomic_load(&known.open)) return false;
+    search_if_due();
+    for (int i = 0; i < MAX_LIBRARIES; i++) {
+        const struct sa_openmp_library *library = &known.libraries[i];
         if (!atomic_load(&library->ready) || !has_team(library) || library->level() > 0) continue;
         int others = library->max_threads() - 1;
-        if (others < 1 || others > helpers || !is_awake(&acquaintances[i])) continue;
+        if (others < 1 || others > helpers || !is_awake(&team_clocks[i])) continue;
         loan->library = library;
         return true;
     }
@@ -154,24 +155,24 @@ bool sa_team_helps(struct sa_loan *loan, int helpers)
 
 static void work_for(void *data)
 {
-    struct sa_loan *loan = data;
+    struct sa_openmp_loan *loan = data;
     int number = loan->library->thread_num();
-    if (number == 1) loan->met = pthread_getcpuclockid(pthread_self(), &loan->clock) == 0;
+    if (number == 1) loan->clock_known = pthread_getcpuclockid(pthread_self(), &loan->clock) == 0;
     loan->work(loan->context, number);
 }
 
 /* 0: as many threads as the library's own operations take, which are there. */
-int sa_team_start(struct sa_loan *loan)
+int sa_openmp_start(struct sa_openmp_loan *loan)
 {
     loan->library->start(work_for, loan, 0);
     return loan->library->num_threads() - 1;
 }
 
-void sa_team_end(struct sa_loan *loan)
+void sa_openmp_end(struct sa_openmp_loan *loan)
 {
-    if (atomic_load(&known.closed)) return; /* a child that was forked meanwhile: nobody would come */
+    if (atomic_load(&known.orphaned)) return; /* forked meanwhile: nobody would come */
     loan->library->end();
-    if (loan->met) acquaintances[loan->library - known.libraries] = (struct acquaintance){true, loan->clock};
+    if (loan->clock_known) team_clocks[loan->library - known.libraries] = (struct team_clock){.known = true, .clock = loan->clock};
 }
 
 /* ---- birth and fork ------------------------------------------------------------------------------------------ */
@@ -192,6 +193,13 @@ static bool is_forked(void)
     return flags == 0 || (flags & FORKED_WITHOUT_EXEC);
 }
 
+bool sa_openmp_allow(bool allow)
+{
+    if (allow) search();
+    atomic_store(&known.open, allow && !atomic_load(&known.orphaned) && !(known.found > 0 && is_forked()));
+    return atomic_load(&known.open);
+}
+
 static void before_fork(void)
 {
     pthread_mutex_lock(&known.lock);
@@ -204,34 +212,40 @@ static void after_fork_in_parent(void)
 
 static void after_fork_in_child(void)
 {
-    atomic_store(&known.closed, true);
+    atomic_store(&known.orphaned, true);
+    atomic_store(&known.open, false);
     pthread_mutex_unlock(&known.lock);
 }
 
-__attribute__((constructor)) static void start_looking(void)
+__attribute__((constructor)) static void read_environment(void)
 {
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-    const char *wish = getenv("SELFATTN_OPENMP");
-    look();
-    if ((wish && strcmp(wish, "0") == 0) || (known.found > 0 && is_forked())) atomic_store(&known.closed, true);
+    const char *asked = getenv("SELFATTN_OPENMP");
+    if (asked && strcmp(asked, "1") == 0) sa_openmp_allow(true);
 }
 
 #else /* elsewhere nobody lends */
 
-bool sa_team_helps(struct sa_loan *loan, int helpers)
+bool sa_openmp_allow(bool allow)
+{
+    (void)allow;
+    return false;
+}
+
+bool sa_openmp_can_help(struct sa_openmp_loan *loan, int helpers)
 {
     (void)loan;
     (void)helpers;
     return false;
 }
 
-int sa_team_start(struct sa_loan *loan)
+int sa_openmp_start(struct sa_openmp_loan *loan)
 {
     (void)loan;
     return 0;
 }
 
-void sa_team_end(struct sa_loan *loan)
+void sa_openmp_end(struct sa_openmp_loan *loan)
 {
     (void)loan;
 }

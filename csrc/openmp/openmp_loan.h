@@ -1,34 +1,39 @@
-/* team.h -- the OpenMP threads of a library beside us, on loan.
+/* openmp_loan.h -- the OpenMP threads of a library beside us, on loan.
  *
  * A thread that runs operations of PyTorch has a team of OpenMP threads. After each operation they spin for
  * milliseconds on the cores that our workers would need, and the system divides those cores between the two. So a job
- * on such a thread takes the team as its helpers, as long as it is awake. Until sa_team_end the thread is then inside a
+ * on such a thread takes the team as its helpers, as long as it is awake. Until sa_openmp_end the thread is then inside a
  * parallel region, as OpenMP sees it: what a poll does there with OpenMP runs on this thread alone. */
-#ifndef SELFATTN_TEAM_H
-#define SELFATTN_TEAM_H
+#ifndef SELFATTN_OPENMP_LOAN_H
+#define SELFATTN_OPENMP_LOAN_H
 
 #include <stdbool.h>
 #include <time.h>
 
-struct sa_library;
+struct sa_openmp_library;
 
-/* Lives on the borrower's stack from sa_team_helps to sa_team_end. */
-struct sa_loan {
+/* Loans are off until they are asked for, by this or by SELFATTN_OPENMP=1 in the environment: to know whether a team is
+ * awake, this reads memory that belongs to the other library. Returns whether loans are possible now: not in a child that
+ * was forked beside such a library, and on Linux only. */
+bool sa_openmp_allow(bool allow);
+
+/* Lives on the borrower's stack from sa_openmp_can_help to sa_openmp_end. */
+struct sa_openmp_loan {
     void (*work)(void *context, int number); /* what each thread of the team does, number > 0 */
     void *context;
-    const struct sa_library *library; /* whose threads they are */
-    bool met;                         /* number 1 has told its clock */
+    const struct sa_openmp_library *library; /* whose threads they are */
+    bool clock_known;                 /* thread number 1 has told its clock */
     clockid_t clock;
 };
 
 /* Whether this thread has a team of its own, awake, with at most so many threads beside it: a whole team has to be
  * waited for. Says in the loan whose. */
-bool sa_team_helps(struct sa_loan *loan, int helpers);
+bool sa_openmp_can_help(struct sa_openmp_loan *loan, int helpers);
 
 /* Sets the whole team to work; returns how many there are beside this thread. */
-int sa_team_start(struct sa_loan *loan);
+int sa_openmp_start(struct sa_openmp_loan *loan);
 
 /* Waits until the whole team has returned from its work. */
-void sa_team_end(struct sa_loan *loan);
+void sa_openmp_end(struct sa_openmp_loan *loan);
 
 #endif

@@ -1,54 +1,51 @@
-/* operators_attention.c -- attention over all its tasks: which tile a task computes, and how many threads are worth
+/* attention.c -- attention over all its tasks: which task a task computes, and how many threads are worth
  * waking. No arithmetic here. */
-#include "plan/tasks.h"
 #include "plan/attention_tasks.h"
 
 #include <stdlib.h>
 
-enum { TILES_PER_THREAD = 4 }; /* at least, for threads that are to end together */
-
-/* Panels that need their keys and values staged share them: a tile is then several, where enough are left for the
+/* Panels that need their keys and values staged share them: a task is then several, where enough are left for the
  * threads. Bits do not depend on it. */
 static ptrdiff_t rows_to_share(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     ptrdiff_t rows = SA_TASK_ROWS, heads = a->items * a->num_kv_heads;
-    if (!kernels->needs_staging(a)) return rows;
-    while (rows < SA_MOST_SHARED * SA_TASK_ROWS &&
-           heads * sa_tiles_of(a, a->q_len, 2 * rows) >= TILES_PER_THREAD * num_threads)
+    if (!kernels->gathers_keys(a)) return rows;
+    while (rows < SA_SHARED_PANELS * SA_TASK_ROWS &&
+           heads * sa_attention_tasks_of(a, a->q_len, 2 * rows) >= SA_TASKS_PER_THREAD * num_threads)
         rows *= 2;
     return rows;
 }
 
-/* The last tiles of all, where they are fewer than the threads: each span of theirs is a task of its own. */
+/* The last tasks of all, where they are fewer than the threads: each span of theirs is a task of its own. */
 struct split {
-    ptrdiff_t first_tile, tiles;
+    ptrdiff_t first_task, tasks;
     ptrdiff_t first_key, spans; /* that some of them may see */
     size_t bytes;               /* of what is kept of a span */
-    char *states;               /* tiles x spans */
+    char *states;               /* tasks x spans */
 };
 
 struct attention_job {
     const struct sa_kernels *kernels;
     const struct sa_attention *args;
-    struct sa_tiles tiles;
+    struct sa_attention_tasks tasks;
     struct split split;  /* forward */
     ptrdiff_t spans;     /* of the keys of one item */
-    ptrdiff_t next_tile; /* so many further on is what a thread is likely to compute next */
+    ptrdiff_t next_task; /* so many further on is what a thread is likely to compute next */
     size_t workspace;
-    int (*compute)(const struct sa_attention *, const struct sa_tile *, void *); /* forward */
+    int (*compute)(const struct sa_attention *, const struct sa_attention_task *, void *); /* forward */
 };
 
 /* ---- forward ---- */
 
-/* None where there is one span to see, or no memory: a tile may always be done as a whole. The caller frees states. */
-static struct split split_tiles(const struct attention_job *job, int num_threads)
+/* None where there is one span to see, or no memory: a task may always be done as a whole. The caller frees states. */
+static struct split split_tasks(const struct attention_job *job, int num_threads)
 {
     const struct sa_attention *a = job->args;
-    struct split s = {.tiles = job->tiles.count % num_threads};
+    struct split s = {.tasks = job->tasks.count % num_threads};
     ptrdiff_t first_key = PTRDIFF_MAX, last_key = 0;
-    s.first_tile = job->tiles.count - s.tiles;
-    for (ptrdiff_t tile = s.first_tile; tile < job->tiles.count && a->kv_len > SA_KEY_SPAN; ++tile) {
-        struct sa_tile t = sa_tile_at(a, &job->tiles, tile);
+    s.first_task = job->tasks.count - s.tasks;
+    for (ptrdiff_t task = s.first_task; task < job->tasks.count && a->kv_len > SA_KEY_SPAN; ++task) {
+        struct sa_attention_task t = sa_attention_task_at(a, &job->tasks, task);
         ptrdiff_t first, last;
         job->kernels->key_range(a, &t, &first, &last);
         first_key = smaller(first_key, first);
@@ -57,27 +54,26 @@ static struct split split_tiles(const struct attention_job *job, int num_threads
     s.first_key = first_key / SA_KEY_SPAN * SA_KEY_SPAN;
     s.spans = task_count(last_key - s.first_key, SA_KEY_SPAN);
     s.bytes = job->kernels->span_bytes(a);
-    if (s.spans > 1) s.states = malloc((size_t)s.tiles * (size_t)s.spans * s.bytes);
-    if (!s.states) s.first_tile = job->tiles.count, s.tiles = s.spans = 0;
+    if (s.spans > 1) s.states = malloc((size_t)s.tasks * (size_t)s.spans * s.bytes);
+    if (!s.states) s.first_task = job->tasks.count, s.tasks = s.spans = 0;
     return s;
 }
 
 /* Are there many queries and outputs, in rows of their own? From the caches they are there in time; from memory the next
- * tile's are to be fetched: a row with each row or dimension of the outputs, of which there must be enough. */
+ * task's are to be fetched: a row with each row or dimension of the outputs, of which there must be enough. */
 static int fetches_next(const struct sa_attention *a)
 {
-    enum { NUMBERS = 1 << 20, QUERIES = 16, DIMENSIONS = 16 };
     double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
                                      : (double)a->items * (double)a->q_len;
-    return a->value_dim >= DIMENSIONS && queries >= QUERIES * (double)a->items &&
-           queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > NUMBERS;
+    return a->value_dim >= SA_PREFETCH_NEXT_DIMENSIONS && queries >= SA_PREFETCH_NEXT_QUERIES * (double)a->items &&
+           queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > SA_PREFETCH_NEXT_NUMBERS;
 }
 
-/* Shares need many tiles for each thread, as tiles differ under a mask. And of many keys and values each is read by all
+/* Shares need many tasks for each thread, as tasks differ under a mask. And of many keys and values each is read by all
  * threads at about the same time, if they take turns. */
 static int takes_turns(const struct attention_job *job, int num_threads)
 {
-    return job->tiles.count < TILES_PER_THREAD * (ptrdiff_t)num_threads || sa_many_keys(job->args);
+    return job->tasks.count < SA_TASKS_PER_THREAD * (ptrdiff_t)num_threads || sa_keys_exceed_cache(job->args);
 }
 
 static int attention_task(void *context, ptrdiff_t index)
@@ -86,16 +82,16 @@ static int attention_task(void *context, ptrdiff_t index)
     const struct split *s = &job->split;
     void *workspace = sa_workspace(job->workspace);
     if (!workspace) return SA_NO_MEMORY;
-    if (index < s->first_tile) {
-        struct sa_tile t = sa_tile_at(job->args, &job->tiles, index), next;
-        if (job->next_tile < s->first_tile - index) {
-            next = sa_tile_at(job->args, &job->tiles, index + job->next_tile);
+    if (index < s->first_task) {
+        struct sa_attention_task t = sa_attention_task_at(job->args, &job->tasks, index), next;
+        if (job->next_task < s->first_task - index) {
+            next = sa_attention_task_at(job->args, &job->tasks, index + job->next_task);
             t.next = &next;
         }
         return job->compute(job->args, &t, workspace);
     }
-    ptrdiff_t part = index - s->first_tile, first_key = s->first_key + part % s->spans * SA_KEY_SPAN;
-    struct sa_tile t = sa_tile_at(job->args, &job->tiles, s->first_tile + part / s->spans);
+    ptrdiff_t part = index - s->first_task, first_key = s->first_key + part % s->spans * SA_KEY_SPAN;
+    struct sa_attention_task t = sa_attention_task_at(job->args, &job->tasks, s->first_task + part / s->spans);
     return job->kernels->attention_span(job->args, &t, first_key, s->states + (size_t)part * s->bytes, workspace);
 }
 
@@ -103,25 +99,25 @@ static int merge_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;
     const struct split *s = &job->split;
-    struct sa_tile t = sa_tile_at(job->args, &job->tiles, s->first_tile + index);
+    struct sa_attention_task t = sa_attention_task_at(job->args, &job->tasks, s->first_task + index);
     job->kernels->merge_spans(job->args, &t, s->spans, s->states + (size_t)(index * s->spans) * s->bytes);
     return SA_OK;
 }
 
-static int run_tiles(struct attention_job *job, int forward, int num_threads)
+static int run_tasks(struct attention_job *job, int forward, int num_threads)
 {
     int turns = takes_turns(job, num_threads);
-    job->next_tile = !forward || !fetches_next(job->args) ? PTRDIFF_MAX : turns ? num_threads : 1;
-    job->split = forward ? split_tiles(job, num_threads) : (struct split){.first_tile = job->tiles.count};
+    job->next_task = !forward || !fetches_next(job->args) ? PTRDIFF_MAX : turns ? num_threads : 1;
+    job->split = forward ? split_tasks(job, num_threads) : (struct split){.first_task = job->tasks.count};
     const struct split *s = &job->split;
-    int (*run)(ptrdiff_t, sa_task, void *, int) = turns ? sa_parallel_in_turns : sa_parallel_for;
-    int status = run(s->first_tile + s->tiles * s->spans, attention_task, job, num_threads);
-    if (!status && s->tiles) status = sa_parallel_for(s->tiles, merge_task, job, num_threads);
+    int (*run)(ptrdiff_t, sa_task_function, void *, int) = turns ? sa_parallel_in_turns : sa_parallel_for;
+    int status = run(s->first_task + s->tasks * s->spans, attention_task, job, num_threads);
+    if (!status && s->tasks) status = sa_parallel_for(s->tasks, merge_task, job, num_threads);
     free(s->states);
     return status;
 }
 
-/* The columns of one span of keys: all the queries' rows, one tile after the other. */
+/* The columns of one span of keys: all the queries' rows, one task after the other. */
 static int column_sums_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;
@@ -129,9 +125,9 @@ static int column_sums_task(void *context, ptrdiff_t index)
     ptrdiff_t head = index / job->spans, span = index % job->spans;
     void *workspace = sa_workspace(job->workspace);
     int status = workspace ? SA_OK : SA_NO_MEMORY;
-    for (ptrdiff_t tile = 0; tile < job->tiles.per_head && !status; ++tile) {
-        struct sa_tile t = sa_tile_of(a, head / a->num_kv_heads, head % a->num_kv_heads, tile, SA_TASK_ROWS);
-        t.first = tile == 0;
+    for (ptrdiff_t task = 0; task < job->tasks.per_head && !status; ++task) {
+        struct sa_attention_task t = sa_attention_task_of(a, head / a->num_kv_heads, head % a->num_kv_heads, task, SA_TASK_ROWS);
+        t.first = task == 0;
         status = job->kernels->column_sums(a, &t, span * SA_KEY_SPAN, workspace);
     }
     return status;
@@ -141,7 +137,7 @@ int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention
                      int num_threads)
 {
     if (a->dtype == SA_FLOAT64) kernels = kernels->float64;
-    kernels = sa_for_products(kernels, a->bfloat16);
+    kernels = sa_kernels_of(kernels, a->options.format);
     struct attention_job job = {
         .kernels = kernels,
         .args = a,
@@ -152,13 +148,13 @@ int sa_attention_run(const struct sa_kernels *kernels, const struct sa_attention
                                                  : kernels->attention,
     };
     ptrdiff_t rows = result == SA_ATTENTION ? rows_to_share(kernels, a, num_threads) : SA_TASK_ROWS;
-    int status = sa_plan_tiles(a, rows, &job.tiles), by_columns = result == SA_COLUMN_SUMS;
-    ptrdiff_t tasks = by_columns ? job.spans * a->items * a->num_kv_heads : job.tiles.count;
+    int status = sa_plan_attention_tasks(a, rows, &job.tasks), by_columns = result == SA_COLUMN_SUMS;
+    ptrdiff_t tasks = by_columns ? job.spans * a->items * a->num_kv_heads : job.tasks.count;
     if (!status && tasks > 0 && !sa_workspace(job.workspace)) status = SA_NO_MEMORY; /* before anything is written */
-    num_threads = worthwhile_threads(sa_multiply_adds(a, &job.tiles), num_threads);
+    num_threads = worthwhile_threads(sa_multiply_adds(a, &job.tasks), num_threads);
     if (!status)
         status = by_columns ? sa_parallel_for(tasks, column_sums_task, &job, num_threads)
-                            : run_tiles(&job, result == SA_ATTENTION, num_threads);
-    free(job.tiles.first);
+                            : run_tasks(&job, result == SA_ATTENTION, num_threads);
+    free(job.tasks.first);
     return status;
 }

@@ -1,5 +1,4 @@
-/* operators_backward.c -- the gradients of attention over all their tasks. No arithmetic here. */
-#include "plan/tasks.h"
+/* attention_backward.c -- the gradients of attention over all their tasks. No arithmetic here. */
 #include "plan/attention_tasks.h"
 
 #include <stdlib.h>
@@ -7,7 +6,7 @@
 struct backward_job {
     const struct sa_kernels *kernels;
     const struct sa_attention *args;
-    struct sa_tiles tiles;
+    struct sa_attention_tasks tasks;
     ptrdiff_t spans; /* of the keys of one item */
     size_t workspace;
 };
@@ -15,8 +14,8 @@ struct backward_job {
 enum part { OWN_ROWS, KEYS, BOTH }; /* of the gradients: the queries' and their heads'; the keys' and values' */
 enum { ALL_KEYS = -1 };
 
-/* A tile's part in the gradients. */
-static int backward_tile(const struct backward_job *job, struct sa_tile t, enum part part, ptrdiff_t span,
+/* A task's part in the gradients. */
+static int run_backward(const struct backward_job *job, struct sa_attention_task t, enum part part, ptrdiff_t span,
                          void *workspace)
 {
     if (part == OWN_ROWS) t.grad_key = t.grad_value = NULL;
@@ -25,31 +24,31 @@ static int backward_tile(const struct backward_job *job, struct sa_tile t, enum 
     return job->kernels->attention_backward(job->args, &t, first, span == ALL_KEYS ? PTRDIFF_MAX : last, workspace);
 }
 
-/* All tiles of a head, in order. */
-static int backward_tiles(const struct backward_job *job, ptrdiff_t head_index, enum part part, ptrdiff_t span)
+/* All tasks of a head, in order. */
+static int backward_head(const struct backward_job *job, ptrdiff_t head_index, enum part part, ptrdiff_t span)
 {
     const struct sa_attention *a = job->args;
     ptrdiff_t item = head_index / a->num_kv_heads, kv_head = head_index % a->num_kv_heads;
     void *workspace = sa_workspace(job->workspace);
     int status = workspace ? SA_OK : SA_NO_MEMORY;
-    for (ptrdiff_t tile = 0; !status; ++tile) {
-        struct sa_tile t = sa_tile_of(a, item, kv_head, tile, SA_TASK_ROWS);
+    for (ptrdiff_t task = 0; !status; ++task) {
+        struct sa_attention_task t = sa_attention_task_of(a, item, kv_head, task, SA_TASK_ROWS);
         if (t.rows <= 0) break;
-        t.first = tile == 0;
-        status = backward_tile(job, t, part, span, workspace);
+        t.first = task == 0;
+        status = run_backward(job, t, part, span, workspace);
     }
     return status;
 }
 
 static int backward_head_task(void *context, ptrdiff_t index)
 {
-    return backward_tiles(context, index, BOTH, ALL_KEYS);
+    return backward_head(context, index, BOTH, ALL_KEYS);
 }
 
 static int backward_keys_task(void *context, ptrdiff_t index)
 {
     const struct backward_job *job = context;
-    return backward_tiles(job, index / job->spans, KEYS, index % job->spans);
+    return backward_head(job, index / job->spans, KEYS, index % job->spans);
 }
 
 static int backward_rows_task(void *context, ptrdiff_t index)
@@ -57,7 +56,7 @@ static int backward_rows_task(void *context, ptrdiff_t index)
     const struct backward_job *job = context;
     void *workspace = sa_workspace(job->workspace);
     if (!workspace) return SA_NO_MEMORY;
-    return backward_tile(job, sa_tile_at(job->args, &job->tiles, index), OWN_ROWS, ALL_KEYS, workspace);
+    return run_backward(job, sa_attention_task_at(job->args, &job->tasks, index), OWN_ROWS, ALL_KEYS, workspace);
 }
 
 /* Is the item the one of this number among those that have a bias of their own? */
@@ -73,11 +72,11 @@ static int own_item(const struct sa_attention *a, const struct sa_array *bias, p
     return 1;
 }
 
-/* Does every row of the bias belong to one tile? Not where all heads have the same one and a query's heads, a group,
- * lie in two tiles. */
+/* Does every row of the bias belong to one task? Not where all heads have the same one and a query's heads, a group,
+ * lie in two tasks. */
 static int own_rows(const struct sa_attention *a, const struct sa_array *bias)
 {
-    return bias->row && (bias->head || SA_TASK_ROWS % (a->num_heads / a->num_kv_heads) == 0);
+    return bias->row && (bias->head || SA_TASK_ROWS % sa_group(a) == 0);
 }
 
 /* One task for each of the bias' own dimensions; what it is broadcast over is summed in order within the task. */
@@ -86,8 +85,8 @@ static int backward_bias_task(void *context, ptrdiff_t index)
     const struct backward_job *job = context;
     const struct sa_attention *a = job->args;
     const struct sa_array *bias = &a->grad_bias;
-    ptrdiff_t tiles = job->tiles.per_head; /* packed batches have no such gradient */
-    ptrdiff_t own_tile = own_rows(a, bias) ? index % tiles : -1, rest = own_tile < 0 ? index : index / tiles;
+    ptrdiff_t tasks = job->tasks.per_head; /* packed batches have no such gradient */
+    ptrdiff_t own_task = own_rows(a, bias) ? index % tasks : -1, rest = own_task < 0 ? index : index / tasks;
     ptrdiff_t own_head = bias->head ? rest % a->num_kv_heads : -1;
     rest = bias->head ? rest / a->num_kv_heads : rest;
     void *workspace = sa_workspace(job->workspace);
@@ -95,14 +94,33 @@ static int backward_bias_task(void *context, ptrdiff_t index)
     for (ptrdiff_t item = 0; item < a->items; ++item) {
         if (!own_item(a, bias, item, rest)) continue;
         for (ptrdiff_t head = 0; head < a->num_kv_heads; ++head)
-            for (ptrdiff_t tile = 0; tile < tiles && !status; ++tile) {
-                if ((own_head >= 0 && head != own_head) || (own_tile >= 0 && tile != own_tile)) continue;
-                struct sa_tile t = sa_tile_of(a, item, head, tile, SA_TASK_ROWS);
+            for (ptrdiff_t task = 0; task < tasks && !status; ++task) {
+                if ((own_head >= 0 && head != own_head) || (own_task >= 0 && task != own_task)) continue;
+                struct sa_attention_task t = sa_attention_task_of(a, item, head, task, SA_TASK_ROWS);
                 t.grad_query = t.grad_key = t.grad_value = t.grad_sinks = t.grad_alibi = NULL;
-                t.grad_bias = sa_item_head(a, bias, item, head * (a->num_heads / a->num_kv_heads));
-                status = backward_tile(job, t, OWN_ROWS, ALL_KEYS, workspace);
+                t.grad_bias = sa_item_head(a, bias, item, head * sa_group(a));
+                status = run_backward(job, t, OWN_ROWS, ALL_KEYS, workspace);
             }
     }
+    return status;
+}
+
+/* One task for each key head: its group's part of the relative bias, summed over all items and tasks in order. */
+static int backward_relative_task(void *context, ptrdiff_t kv_head)
+{
+    const struct backward_job *job = context;
+    const struct sa_attention *a = job->args;
+    void *workspace = sa_workspace(job->workspace);
+    int status = workspace ? SA_OK : SA_NO_MEMORY;
+    double *grad = a->grad_relative_bias + kv_head * sa_group(a) * sa_relative_width(&a->options);
+    for (ptrdiff_t item = 0; item < a->items && !status; ++item)
+        for (ptrdiff_t i = 0; !status; ++i) {
+            struct sa_attention_task t = sa_attention_task_of(a, item, kv_head, i, SA_TASK_ROWS);
+            if (t.rows <= 0) break;
+            t.grad_query = t.grad_key = t.grad_value = t.grad_sinks = t.grad_alibi = NULL;
+            t.grad_relative_bias = grad;
+            status = run_backward(job, t, OWN_ROWS, ALL_KEYS, workspace);
+        }
     return status;
 }
 
@@ -112,11 +130,11 @@ static ptrdiff_t bias_tasks(const struct sa_attention *a)
     for (int d = 0; d < a->num_leading; ++d)
         if (a->grad_bias.leading[d]) tasks *= a->leading_shape[d];
     if (a->grad_bias.head) tasks *= a->num_kv_heads;
-    if (own_rows(a, &a->grad_bias)) tasks *= sa_tiles_of(a, a->q_len, SA_TASK_ROWS);
+    if (own_rows(a, &a->grad_bias)) tasks *= sa_attention_tasks_of(a, a->q_len, SA_TASK_ROWS);
     return tasks;
 }
 
-/* Head by head, each tile's five products at once; or, where there are too few heads for the threads, the rows' gradients
+/* Head by head, each task's five products at once; or, where there are too few heads for the threads, the rows' gradients
  * first and then the keys', at seven products in all. The sums are the same to the last bit. */
 int sa_attention_backward_run(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
@@ -127,18 +145,20 @@ int sa_attention_backward_run(const struct sa_kernels *kernels, const struct sa_
         .spans = task_count(a->kv_len, SA_KEY_SPAN),
         .workspace = kernels->backward_workspace(a),
     };
-    int status = sa_plan_tiles(a, SA_TASK_ROWS, &job.tiles);
+    int status = sa_plan_attention_tasks(a, SA_TASK_ROWS, &job.tasks);
     ptrdiff_t heads = a->items * a->num_kv_heads;
-    num_threads = worthwhile_threads(2.5 * sa_multiply_adds(a, &job.tiles), num_threads);
+    num_threads = worthwhile_threads(2.5 * sa_multiply_adds(a, &job.tasks), num_threads);
     int by_rows = a->grad_query.data || a->grad_sinks.data || a->grad_alibi.data, by_keys = a->grad_key.data != NULL;
     double rounds = (double)task_count(heads, num_threads), share = (double)heads / num_threads;
     if (by_rows && by_keys && 5.0 * rounds <= 7.0 * share) {
         if (!status) status = sa_parallel_for(heads, backward_head_task, &job, num_threads);
     } else {
-        if (by_rows && !status) status = sa_parallel_for(job.tiles.count, backward_rows_task, &job, num_threads);
+        if (by_rows && !status) status = sa_parallel_for(job.tasks.count, backward_rows_task, &job, num_threads);
         if (by_keys && !status) status = sa_parallel_for(job.spans * heads, backward_keys_task, &job, num_threads);
     }
     if (a->grad_bias.data && !status) status = sa_parallel_for(bias_tasks(a), backward_bias_task, &job, num_threads);
-    free(job.tiles.first);
+    if (a->grad_relative_bias && !status)
+        status = sa_parallel_for(a->num_kv_heads, backward_relative_task, &job, num_threads);
+    free(job.tasks.first);
     return status;
 }

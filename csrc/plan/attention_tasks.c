@@ -1,4 +1,4 @@
-/* tiles.c -- the tiles of a call: the pieces of the arrays that a task of attention, or of its gradients, works on. */
+/* attention_tasks.c -- the tasks of a call: the pieces of the arrays that a task of attention, or of its gradients, works on. */
 #include "plan/attention_tasks.h"
 
 #include <stdlib.h>
@@ -24,7 +24,7 @@ static void move_rows(char **data, const struct sa_array *array, ptrdiff_t rows)
 }
 
 /* Packed: there are no leading dimensions, an item is a range of rows. Returns how many keys it has. */
-static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct sa_tile *t)
+static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct sa_attention_task *t)
 {
     ptrdiff_t query = (ptrdiff_t)a->cu_seqlens_q[item], key = (ptrdiff_t)a->cu_seqlens_kv[item];
     t->q_len = (ptrdiff_t)a->cu_seqlens_q[item + 1] - query;
@@ -44,13 +44,13 @@ static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct 
     return (ptrdiff_t)a->cu_seqlens_kv[item + 1] - key;
 }
 
-/* The tile-th of tiles of so many rows. */
-struct sa_tile sa_tile_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t tile,
+/* The index-th of tasks of so many rows. */
+struct sa_attention_task sa_attention_task_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t index,
                           ptrdiff_t rows)
 {
-    ptrdiff_t group = a->num_heads / a->num_kv_heads, head = kv_head * group;
+    ptrdiff_t group = sa_group(a), head = kv_head * group;
     ptrdiff_t rows_of = a->block_table ? 0 : item; /* pages belong to no item */
-    struct sa_tile t = {
+    struct sa_attention_task t = {
         .query = sa_item_head(a, &a->query, item, head),
         .key = sa_item_head(a, &a->key, rows_of, kv_head),
         .value = sa_item_head(a, &a->value, rows_of, kv_head),
@@ -69,51 +69,53 @@ struct sa_tile sa_tile_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_
         .item = item,
         .head = head,
         .pages = a->block_table ? a->block_table + item * a->table_width : NULL,
-        .alibi_slopes = a->alibi_slopes ? a->alibi_slopes + head : NULL,
-        .sinks = a->sinks ? a->sinks + head : NULL,
+        .alibi_slopes = a->options.alibi_slopes ? a->options.alibi_slopes + head : NULL,
+        .sinks = a->options.sinks ? a->options.sinks + head : NULL,
+        .relative_bias =
+            a->options.relative_bias ? a->options.relative_bias + head * sa_relative_width(&a->options) : NULL,
         .q_len = a->q_len,
-        .row0 = tile * rows,
+        .row0 = index * rows,
     };
     ptrdiff_t kv_len = a->cu_seqlens_q ? take_rows(a, item, &t) : a->kv_len;
     t.valid_keys = a->kv_lengths ? (ptrdiff_t)a->kv_lengths[item / a->items_per_length] : kv_len;
     /* The last query stands at the last key: of all, or of the valid ones where that is asked for by name. */
-    if (a->causal == SA_CAUSAL_BOTTOM_RIGHT || a->block_table) kv_len = t.valid_keys;
-    t.position0 = a->causal == SA_CAUSAL_TOP_LEFT ? 0 : kv_len - t.q_len;
+    if (a->options.causal == SA_CAUSAL_BOTTOM_RIGHT || a->block_table) kv_len = t.valid_keys;
+    t.position0 = a->options.causal == SA_CAUSAL_TOP_LEFT ? 0 : kv_len - t.q_len;
     t.rows = smaller(t.q_len * group - t.row0, rows);
     return t;
 }
 
-ptrdiff_t sa_tiles_of(const struct sa_attention *a, ptrdiff_t q_len, ptrdiff_t rows)
+ptrdiff_t sa_attention_tasks_of(const struct sa_attention *a, ptrdiff_t q_len, ptrdiff_t rows)
 {
-    return task_count(q_len * (a->num_heads / a->num_kv_heads), rows);
+    return task_count(q_len * sa_group(a), rows);
 }
 
-int sa_plan_tiles(const struct sa_attention *a, ptrdiff_t rows, struct sa_tiles *tiles)
+int sa_plan_attention_tasks(const struct sa_attention *a, ptrdiff_t rows, struct sa_attention_tasks *tasks)
 {
-    ptrdiff_t per_head = sa_tiles_of(a, a->q_len, rows);
-    *tiles = (struct sa_tiles){rows, per_head * a->items * a->num_kv_heads, per_head, NULL,
+    ptrdiff_t per_head = sa_attention_tasks_of(a, a->q_len, rows);
+    *tasks = (struct sa_attention_tasks){rows, per_head * a->items * a->num_kv_heads, per_head, NULL,
                                (double)a->items * (double)a->q_len * (double)a->kv_len};
     if (!a->cu_seqlens_q) return SA_OK;
-    tiles->count = 0, tiles->scores = 0.0; /* sequences differ in length, and so in the number of their tiles */
-    tiles->first = malloc((size_t)(a->items + 1) * sizeof *tiles->first);
-    if (!tiles->first) return SA_NO_MEMORY;
+    tasks->count = 0, tasks->scores = 0.0; /* sequences differ in length, and so in the number of their tasks */
+    tasks->first = malloc((size_t)(a->items + 1) * sizeof *tasks->first);
+    if (!tasks->first) return SA_NO_MEMORY;
     for (ptrdiff_t i = 0; i < a->items; ++i) {
         ptrdiff_t q_len = (ptrdiff_t)(a->cu_seqlens_q[i + 1] - a->cu_seqlens_q[i]);
-        tiles->first[i] = tiles->count;
-        tiles->count += sa_tiles_of(a, q_len, rows) * a->num_kv_heads;
-        tiles->scores += (double)q_len * (double)(a->cu_seqlens_kv[i + 1] - a->cu_seqlens_kv[i]);
+        tasks->first[i] = tasks->count;
+        tasks->count += sa_attention_tasks_of(a, q_len, rows) * a->num_kv_heads;
+        tasks->scores += (double)q_len * (double)(a->cu_seqlens_kv[i + 1] - a->cu_seqlens_kv[i]);
     }
-    tiles->first[a->items] = tiles->count;
+    tasks->first[a->items] = tasks->count;
     return SA_OK;
 }
 
-/* The item that a tile of a packed batch belongs to. */
-static ptrdiff_t packed_item(const struct sa_attention *a, const struct sa_tiles *tiles, ptrdiff_t index)
+/* The item that a task of a packed batch belongs to. */
+static ptrdiff_t packed_item(const struct sa_attention *a, const struct sa_attention_tasks *tasks, ptrdiff_t index)
 {
     ptrdiff_t low = 0, high = a->items; /* first[low] <= index < first[high] */
     while (high - low > 1) {
         ptrdiff_t middle = low + (high - low) / 2;
-        if (tiles->first[middle] <= index)
+        if (tasks->first[middle] <= index)
             low = middle;
         else
             high = middle;
@@ -123,24 +125,24 @@ static ptrdiff_t packed_item(const struct sa_attention *a, const struct sa_tiles
 
 /* Tiles go head by head, so that keys and values stay in the cache, and begin with a head's last: under a causal mask
  * that is the one with the most keys, and what remains at the very end is short. */
-struct sa_tile sa_tile_at(const struct sa_attention *a, const struct sa_tiles *tiles, ptrdiff_t index)
+struct sa_attention_task sa_attention_task_at(const struct sa_attention *a, const struct sa_attention_tasks *tasks, ptrdiff_t index)
 {
-    ptrdiff_t item, rest, per_head = tiles->per_head;
-    if (tiles->first) {
-        item = packed_item(a, tiles, index);
-        rest = index - tiles->first[item];
-        per_head = (tiles->first[item + 1] - tiles->first[item]) / a->num_kv_heads;
+    ptrdiff_t item, rest, per_head = tasks->per_head;
+    if (tasks->first) {
+        item = packed_item(a, tasks, index);
+        rest = index - tasks->first[item];
+        per_head = (tasks->first[item + 1] - tasks->first[item]) / a->num_kv_heads;
     } else {
         item = index / (per_head * a->num_kv_heads);
         rest = index % (per_head * a->num_kv_heads);
     }
     ptrdiff_t begun = rest % per_head; /* of the head, before */
-    struct sa_tile t = sa_tile_of(a, item, rest / per_head, per_head - 1 - begun, tiles->rows);
+    struct sa_attention_task t = sa_attention_task_of(a, item, rest / per_head, per_head - 1 - begun, tasks->rows);
     t.first = begun == 0;
     return t;
 }
 
-double sa_multiply_adds(const struct sa_attention *a, const struct sa_tiles *tiles)
+double sa_multiply_adds(const struct sa_attention *a, const struct sa_attention_tasks *tasks)
 {
-    return tiles->scores * (double)a->num_heads * (double)(a->head_dim + a->value_dim);
+    return tasks->scores * (double)a->num_heads * (double)(a->head_dim + a->value_dim);
 }

@@ -1,32 +1,32 @@
-/* tiles.h -- the tiles of a call. */
-#ifndef SELFATTN_TILES_H
-#define SELFATTN_TILES_H
+/* attention_tasks.h -- the tasks of a call. */
+#ifndef SELFATTN_PLAN_ATTENTION_TASKS_H
+#define SELFATTN_PLAN_ATTENTION_TASKS_H
 
 #include "plan/tasks.h"
 
-/* All tiles of a call, in the order in which they are begun. */
-struct sa_tiles {
-    ptrdiff_t rows;            /* of a tile */
+/* All tasks of a call, in the order in which they are begun. */
+struct sa_attention_tasks {
+    ptrdiff_t rows;            /* of a task */
     ptrdiff_t count, per_head; /* per_head: dense, or of the longest sequence */
-    ptrdiff_t *first;          /* packed: the first tile of item i, and the count in the end; otherwise NULL */
+    ptrdiff_t *first;          /* packed: the first task of item i, and the count in the end; otherwise NULL */
     double scores;             /* of one head of all items */
 };
 
 /* Where the first row of an item's head is; NULL without an array. */
 char *sa_item_head(const struct sa_attention *, const struct sa_array *, ptrdiff_t item, ptrdiff_t head);
 
-/* The tile-th tile of `rows` rows of an item's key head. */
-struct sa_tile sa_tile_of(const struct sa_attention *, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t tile,
+/* The index-th task of `rows` rows of an item's key head. */
+struct sa_attention_task sa_attention_task_of(const struct sa_attention *, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t index,
                           ptrdiff_t rows);
 
 /* How many of them q_len queries make. */
-ptrdiff_t sa_tiles_of(const struct sa_attention *, ptrdiff_t q_len, ptrdiff_t rows);
+ptrdiff_t sa_attention_tasks_of(const struct sa_attention *, ptrdiff_t q_len, ptrdiff_t rows);
 
 /* SA_OK, and the caller frees first; or SA_NO_MEMORY. */
-int sa_plan_tiles(const struct sa_attention *, ptrdiff_t rows, struct sa_tiles *);
+int sa_plan_attention_tasks(const struct sa_attention *, ptrdiff_t rows, struct sa_attention_tasks *);
 
-struct sa_tile sa_tile_at(const struct sa_attention *, const struct sa_tiles *, ptrdiff_t index);
+struct sa_attention_task sa_attention_task_at(const struct sa_attention *, const struct sa_attention_tasks *, ptrdiff_t index);
 
-double sa_multiply_adds(const struct sa_attention *, const struct sa_tiles *);
+double sa_multiply_adds(const struct sa_attention *, const struct sa_attention_tasks *);
 
 #endif

@@ -1,4 +1,9 @@
 /* activation.inc.h -- the functions between the two linear layers of a feed-forward network. */
+#ifndef SELFATTN_POINTWISE_ACTIVATION_INC_H
+#define SELFATTN_POINTWISE_ACTIVATION_INC_H
+
+#include "vector/convert.inc.h"
+#include "vector/math.inc.h"
 
 /* x * Phi(x), exactly (not the tanh form): max(x, 0) + t * Phi(t), t = -|x|, where Phi(t) = exp(-t^2 / 2) * R(t).
  * The tail keeps its digits: the exponential's argument carries the rounding error of t^2 along. */
@@ -194,3 +199,5 @@ static void gate(enum sa_activation kind, const void *gates, ptrdiff_t rows, ptr
             vstore_first(y + i, activate_vector(kind, g) * up, lanes);
         }
 }
+
+#endif

@@ -1,7 +1,11 @@
 /* norm.inc.h -- LayerNorm and RMSNorm in double: they wait for memory anyway, and a mean of 10^4 with a deviation of 1,
  * or values of 10^20, cost no digits. Canonical order: element i is added to sum i % 16, and the 16 sums in a tree. */
+#ifndef SELFATTN_POINTWISE_NORM_INC_H
+#define SELFATTN_POINTWISE_NORM_INC_H
 
-enum { SUMS = 16, DOUBLES = SA_VECTOR_BYTES / (int)sizeof(double), SUM_VECTORS = SUMS / DOUBLES };
+#include "vector/vector.inc.h"
+
+enum { DOUBLES = SA_VECTOR_BYTES / (int)sizeof(double), SUM_VECTORS = SA_NORM_SUMS / DOUBLES };
 
 /* As many numbers as a vector has doubles. */
 typedef real vdoubles __attribute__((vector_size((size_t)DOUBLES * sizeof(real)), aligned(4), may_alias));
@@ -13,9 +17,9 @@ INLINE vdouble widen(const real *x)
 
 INLINE double tree(const vdouble sums[SUM_VECTORS])
 {
-    double s[SUMS];
+    double s[SA_NORM_SUMS];
     memcpy(s, sums, sizeof s);
-    for (int half = SUMS / 2; half >= 1; half /= 2)
+    for (int half = SA_NORM_SUMS / 2; half >= 1; half /= 2)
         for (int i = 0; i < half; ++i)
             s[i] += s[i + half];
     return s[0];
@@ -28,13 +32,13 @@ INLINE double row_sum(const real *x, ptrdiff_t n, double shift, const int power)
     for (int j = 0; j < SUM_VECTORS; ++j)
         sums[j] = (vdouble){0};
     ptrdiff_t i = 0;
-    for (; i + SUMS <= n; i += SUMS)
+    for (; i + SA_NORM_SUMS <= n; i += SA_NORM_SUMS)
         for (int j = 0; j < SUM_VECTORS; ++j) {
             vdouble d = widen(x + i + j * DOUBLES) - shift;
             if (power == 2) d *= d;
             sums[j] += d;
         }
-    double tail[SUMS] = {0};
+    double tail[SA_NORM_SUMS] = {0};
     for (int j = 0; i + j < n; ++j) {
         double d = (double)x[i + j] - shift;
         tail[j] = power == 2 ? d * d : d;
@@ -54,21 +58,33 @@ INLINE double row_scale(const real *x, ptrdiff_t width, double eps, int rms, dou
     return 1.0 / __builtin_sqrt(row_sum(x, width, *mean, 2) / (double)width + eps);
 }
 
-static void norm(const struct sa_norm *l, ptrdiff_t row0, ptrdiff_t row1)
+INLINE void norm_part(const struct sa_norm *l, const real *x, const real *residual, real *y)
 {
-    for (ptrdiff_t row = row0; row < row1; ++row) {
-        const real *x = (const real *)l->x + row * l->width, *weight = l->weight, *bias = l->bias;
-        real *y = (real *)l->y + row * l->width;
-        double mean, scale = row_scale(x, l->width, l->eps, l->rms, &mean);
-        ptrdiff_t i = 0;
-        for (; i + DOUBLES <= l->width; i += DOUBLES) {
-            vdouble v = (widen(x + i) - mean) * scale * widen(weight + i);
-            if (bias) v += widen(bias + i);
-            *(vdoubles *)(y + i) = __builtin_convertvector(v, vdoubles);
-        }
-        for (; i < l->width; ++i) {
-            double v = ((double)x[i] - mean) * scale * (double)weight[i];
-            y[i] = (real)(bias ? v + (double)bias[i] : v);
-        }
+    const real *weight = l->weight, *bias = l->bias;
+    double mean, scale = row_scale(x, l->width, l->eps, l->rms, &mean);
+    ptrdiff_t i = 0;
+    for (; i + DOUBLES <= l->width; i += DOUBLES) {
+        vdouble v = (widen(x + i) - mean) * scale * widen(weight + i);
+        if (bias) v += widen(bias + i);
+        vdoubles rounded = __builtin_convertvector(v, vdoubles);
+        if (residual) rounded += *(const vdoubles *)(residual + i);
+        *(vdoubles *)(y + i) = rounded;
+    }
+    for (; i < l->width; ++i) {
+        double v = ((double)x[i] - mean) * scale * (double)weight[i];
+        real rounded = (real)(bias ? v + (double)bias[i] : v);
+        y[i] = residual ? rounded + residual[i] : rounded;
     }
 }
+
+static void norm(const struct sa_norm *l, ptrdiff_t row0, ptrdiff_t row1)
+{
+    for (ptrdiff_t row = row0; row < row1; ++row)
+        for (ptrdiff_t part = 0; part < l->parts; ++part) {
+            ptrdiff_t at = row * l->stride + part * l->width;
+            norm_part(l, (const real *)l->x + at, l->residual ? (const real *)l->residual + at : NULL,
+                      (real *)l->y + at);
+        }
+}
+
+#endif

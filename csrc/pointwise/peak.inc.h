@@ -1,4 +1,8 @@
 /* probe.inc.h -- what this machine can do at best: the yardsticks of the benchmarks. */
+#ifndef SELFATTN_POINTWISE_PEAK_INC_H
+#define SELFATTN_POINTWISE_PEAK_INC_H
+
+#include "vector/vector.inc.h"
 
 /* Multiply-adds on registers alone. Returns the floating-point operations done. */
 static double peak_loop(ptrdiff_t iterations)
@@ -34,3 +38,5 @@ static double read_loop(const void *numbers, ptrdiff_t n)
             total += (double)sum[i][j];
     return total;
 }
+
+#endif

@@ -1,5 +1,10 @@
 /* gradients.inc.h -- the way back through activations and norms, and sums over rows. Canonical order of a sum over rows,
  * all in double: chunks of rows, each begun at 0 and added row by row, the chunks in order, one rounding at the end. */
+#ifndef SELFATTN_POINTWISE_POINTWISE_BACKWARD_INC_H
+#define SELFATTN_POINTWISE_POINTWISE_BACKWARD_INC_H
+
+#include "pointwise/activation.inc.h"
+#include "pointwise/norm.inc.h"
 
 /* The slope of x sigmoid(z(x)): sigmoid (1 + x z' (1 - sigmoid)), 1 - sigmoid with all its digits. */
 INLINE vreal sigmoid_slope(vreal x, vreal z, vreal z_slope)
@@ -100,15 +105,15 @@ INLINE double normed_number(const struct normed_row *row, ptrdiff_t i)
 }
 
 /* The sums of grad = grad_y * weight and of grad * normed over a row, in the order of row_sum. */
-INLINE void gradient_sums(const struct normed_row *row, const real *grad_y, const real *weight, ptrdiff_t n,
+INLINE void norm_gradient_sums(const struct normed_row *row, const real *grad_y, const real *weight, ptrdiff_t n,
                           double *grad_sum, double *product_sum)
 {
     vdouble grads[SUM_VECTORS], products[SUM_VECTORS];
-    double tail[2][SUMS] = {{0}};
-    ptrdiff_t i = 0, whole = n / SUMS * SUMS;
+    double tail[2][SA_NORM_SUMS] = {{0}};
+    ptrdiff_t i = 0, whole = n / SA_NORM_SUMS * SA_NORM_SUMS;
     for (int j = 0; j < SUM_VECTORS; ++j)
         grads[j] = products[j] = (vdouble){0};
-    for (; i < whole; i += SUMS)
+    for (; i < whole; i += SA_NORM_SUMS)
         for (int j = 0; j < SUM_VECTORS; ++j) {
             ptrdiff_t at = i + j * DOUBLES;
             vdouble grad = widen(grad_y + at) * widen(weight + at);
@@ -140,7 +145,7 @@ INLINE void norm_row_backward(const struct sa_norm_backward *l, ptrdiff_t at, do
     struct normed_row row = {.x = (const real *)l->x + at};
     double grad_mean, product_mean;
     row.scale = row_scale(row.x, l->width, l->eps, l->rms, &row.mean);
-    gradient_sums(&row, grad_y, weight, l->width, &grad_mean, &product_mean);
+    norm_gradient_sums(&row, grad_y, weight, l->width, &grad_mean, &product_mean);
     grad_mean = l->rms ? 0.0 : grad_mean / (double)l->width;
     product_mean /= (double)l->width;
     ptrdiff_t i = 0;
@@ -189,3 +194,5 @@ static void add_sums(double *sums, ptrdiff_t chunks, ptrdiff_t stride, ptrdiff_t
     for (ptrdiff_t i = 0; i < width; ++i)
         y[i] = (real)sums[i];
 }
+
+#endif

@@ -23,9 +23,9 @@ enum { MAX_THREADS = 1024, WORKER_STACK = 512 << 10, CACHE_LINE = 64 };
 static const int64_t SPIN_NS = 40000, POLL_NS = 20000000;
 
 struct job {
-    sa_task task;
+    sa_task_function task;
     void *context;
-    struct sa_shares *tasks;
+    struct sa_task_shares *tasks;
     struct job *next;   /* in pool.open, under the lock, as wanted */
     int wanted;         /* helpers that may still join */
     int core;           /* its caller's, when it began */
@@ -54,6 +54,7 @@ static _Thread_local struct thread {
 
 static int (*_Atomic poll_function)(void);
 static atomic_int default_threads = 1;
+static _Thread_local int poll_is_held;
 
 /* ---- time ---------------------------------------------------------------------------------------------------- */
 
@@ -98,7 +99,7 @@ static void poll_if_due(struct job *job)
 {
     int64_t now = sa_tick_ns();
     int (*poll)(void) = atomic_load(&poll_function);
-    if (!poll || now - me.polled < POLL_NS) return;
+    if (!poll || poll_is_held || now - me.polled < POLL_NS) return;
     struct thread saved = me;
     unsigned generation = pool.generation;
     me = (struct thread){.polled = now};
@@ -125,6 +126,11 @@ int sa_slot(void)
     return me.slot;
 }
 
+void sa_hold_poll(int held)
+{
+    poll_is_held = held;
+}
+
 void sa_set_poll(int (*poll)(void))
 {
     atomic_store(&poll_function, poll);
@@ -138,7 +144,7 @@ static void work_on(struct job *job, int slot)
     me.job = job;
     me.slot = slot;
     ptrdiff_t index;
-    for (int emptied = 0; atomic_load(&job->status) == SA_OK && (index = sa_take(job->tasks, slot, &emptied)) >= 0;) {
+    for (int emptied = 0; atomic_load(&job->status) == SA_OK && (index = sa_take_task(job->tasks, slot, &emptied)) >= 0;) {
         int status = job->task(job->context, index);
         if (status) cancel(job, status);
         sa_checkpoint();
@@ -285,7 +291,7 @@ static void wait_for_helpers(struct job *job)
     }
 }
 
-static int run_serially(ptrdiff_t count, sa_task task, void *context)
+static int run_serially(ptrdiff_t count, sa_task_function task, void *context)
 {
     for (ptrdiff_t index = 0; index < count; index++) {
         int status = sa_checkpoint();
@@ -307,24 +313,24 @@ static void lend(void *context, int number)
 /* Helpers are the threads that OpenMP keeps awake beside us, and workers for the rest. */
 static void work_with(struct job *job, int helpers)
 {
-    struct sa_loan loan = {.work = lend, .context = job};
-    bool lent = sa_team_helps(&loan, helpers);
-    if (lent) job->lent = sa_team_start(&loan);
+    struct sa_openmp_loan loan = {.work = lend, .context = job};
+    bool lent = sa_openmp_can_help(&loan, helpers);
+    if (lent) job->lent = sa_openmp_start(&loan);
     int workers = helpers - job->lent;
     if (workers > 0) open_job(job, workers);
     work_on(job, 0);
     if (workers > 0) close_job(job);
     wait_for_helpers(job);
-    if (lent) sa_team_end(&loan);
+    if (lent) sa_openmp_end(&loan);
 }
 
-static int run(ptrdiff_t count, sa_task task, void *context, int threads, bool in_turns)
+static int run(ptrdiff_t count, sa_task_function task, void *context, int threads, bool in_turns)
 {
     if (me.job || count <= 0) return run_serially(count, task, context);
     int most = threads < MAX_THREADS ? threads : MAX_THREADS;
     int helpers = (count < most ? (int)count : most) - 1;
-    struct sa_shares tasks;
-    sa_deal(&tasks, count, in_turns || helpers < 1 ? 1 : 1 + helpers);
+    struct sa_task_shares tasks;
+    sa_deal_tasks(&tasks, count, in_turns || helpers < 1 ? 1 : 1 + helpers);
     struct job job = {.task = task, .context = context, .tasks = &tasks, .core = sa_core()};
     int64_t now = sa_tick_ns();
     if (now - me.polled > POLL_NS) me.polled = now; /* not for long: a short call needs no poll */
@@ -335,12 +341,12 @@ static int run(ptrdiff_t count, sa_task task, void *context, int threads, bool i
     return atomic_load(&job.status);
 }
 
-int sa_parallel_for(ptrdiff_t count, sa_task task, void *context, int num_threads)
+int sa_parallel_for(ptrdiff_t count, sa_task_function task, void *context, int num_threads)
 {
     return run(count, task, context, num_threads, false);
 }
 
-int sa_parallel_in_turns(ptrdiff_t count, sa_task task, void *context, int num_threads)
+int sa_parallel_in_turns(ptrdiff_t count, sa_task_function task, void *context, int num_threads)
 {
     return run(count, task, context, num_threads, true);
 }

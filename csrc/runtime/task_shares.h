@@ -9,19 +9,19 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
-enum { SA_MOST_SHARES = 16, SA_SHARE_ALIGNMENT = 64 }; /* a cache line: to take one's own disturbs nobody */
+enum { SA_MAX_SHARES = 16, SA_SHARE_ALIGNMENT = 64 }; /* a cache line: to take one's own disturbs nobody */
 
-struct sa_shares {
+struct sa_task_shares {
     int count;
-    struct sa_share {
+    struct sa_task_share {
         _Alignas(SA_SHARE_ALIGNMENT) atomic_ptrdiff_t next;
         ptrdiff_t end;
-    } share[SA_MOST_SHARES]; /* on the stack of a call of 3 us, which four times as many make longer by 2 % */
+    } share[SA_MAX_SHARES]; /* on the stack of a call of 3 us, which four times as many make longer by 2 % */
 };
 
-static inline void sa_deal(struct sa_shares *shares, ptrdiff_t tasks, int threads)
+static inline void sa_deal_tasks(struct sa_task_shares *shares, ptrdiff_t tasks, int threads)
 {
-    int count = threads < SA_MOST_SHARES ? threads : SA_MOST_SHARES;
+    int count = threads < SA_MAX_SHARES ? threads : SA_MAX_SHARES;
     ptrdiff_t each = count == 1 ? tasks : tasks / count, more = tasks - each * count, next = 0;
     shares->count = count;
     for (int i = 0; i < count; i++) {
@@ -32,10 +32,10 @@ static inline void sa_deal(struct sa_shares *shares, ptrdiff_t tasks, int thread
 }
 
 /* The next task of this thread, -1 after the last. `emptied`: how many shares it has found empty, 0 at first. */
-static inline ptrdiff_t sa_take(struct sa_shares *shares, int slot, int *emptied)
+static inline ptrdiff_t sa_take_task(struct sa_task_shares *shares, int slot, int *emptied)
 {
     for (; *emptied < shares->count; ++*emptied) {
-        struct sa_share *share = &shares->share[(slot + *emptied) % shares->count];
+        struct sa_task_share *share = &shares->share[(slot + *emptied) % shares->count];
         if (atomic_load(&share->next) >= share->end) continue;
         ptrdiff_t index = atomic_fetch_add(&share->next, 1);
         if (index < share->end) return index;

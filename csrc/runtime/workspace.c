@@ -6,7 +6,6 @@
 #define _GNU_SOURCE
 #endif
 #include "runtime/workspace.h"
-#include "runtime/pool.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

@@ -1,4 +1,8 @@
 /* convert.inc.h -- rows in memory, of any dtype, stride and alignment, as numbers to compute with; and back. */
+#ifndef SELFATTN_VECTOR_CONVERT_INC_H
+#define SELFATTN_VECTOR_CONVERT_INC_H
+
+#include "vector/vector.inc.h"
 
 INLINE ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b)
 {
@@ -122,33 +126,35 @@ INLINE ptrdiff_t steps(ptrdiff_t n)
     return (n + TERMS - 1) / TERMS;
 }
 
-/* LANES rows, n of them given, become columns: tile[j] holds the numbers at offset + j * col. */
-INLINE void load_turned(const char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col, ptrdiff_t width,
-                        enum sa_dtype dtype, vreal tile[LANES])
+/* LANES rows, n of them given, become columns: square[j] holds the numbers at offset + j * col. */
+INLINE void load_transposed(const char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col, ptrdiff_t width,
+                        enum sa_dtype dtype, vreal square[LANES])
 {
     if (n == LANES && width == LANES && col == (ptrdiff_t)sizeof(real) && dtype == SA_REAL) {
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i)
-            tile[i] = vload((const real *)(rows[i] + offset));
+            square[i] = vload((const real *)(rows[i] + offset));
     } else {
         for (int i = 0; i < LANES; ++i) {
-            tile[i] = vsplat(0.0f);
-            if (i < n) tile[i] = load_row(rows[i] + offset, col, width, dtype);
+            square[i] = vsplat(0.0f);
+            if (i < n) square[i] = load_row(rows[i] + offset, col, width, dtype);
         }
     }
-    vtranspose(tile);
+    vtranspose(square);
 }
 
-INLINE void store_turned(vreal tile[LANES], char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col,
+INLINE void store_transposed(vreal square[LANES], char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col,
                          ptrdiff_t width, enum sa_dtype dtype)
 {
-    vtranspose(tile);
+    vtranspose(square);
     if (n == LANES && width == LANES && col == (ptrdiff_t)sizeof(real) && dtype == SA_REAL) {
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i)
-            vstore((real *)(rows[i] + offset), tile[i]);
+            vstore((real *)(rows[i] + offset), square[i]);
     } else {
         for (ptrdiff_t i = 0; i < n; ++i)
-            store_row(rows[i] + offset, col, width, dtype, tile[i]);
+            store_row(rows[i] + offset, col, width, dtype, square[i]);
     }
 }
+
+#endif

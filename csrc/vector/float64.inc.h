@@ -1,4 +1,8 @@
 /* vector_float64.inc.h -- what vector.inc.h leaves to the instruction set, for vectors of float64. */
+#ifndef SELFATTN_VECTOR_FLOAT64_INC_H
+#define SELFATTN_VECTOR_FLOAT64_INC_H
+
+#include "vector/numbers.inc.h"
 
 #if SA_VECTOR_BYTES == 64
 INLINE vreal vfma(vreal a, vreal b, vreal c)
@@ -75,4 +79,6 @@ INLINE void vtranspose(vreal r[LANES])
     r[0] = __builtin_shufflevector(a, r[1], 0, 2);
     r[1] = __builtin_shufflevector(a, r[1], 1, 3);
 }
+#endif
+
 #endif

@@ -1,5 +1,9 @@
 /* vector_half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to
  * even). */
+#ifndef SELFATTN_VECTOR_HALF_INC_H
+#define SELFATTN_VECTOR_HALF_INC_H
+
+#include "vector/numbers.inc.h"
 
 typedef uint16_t vhalf __attribute__((vector_size(SA_VECTOR_BYTES / 2), aligned(1), may_alias));
 typedef signed char vbyte __attribute__((vector_size(SA_VECTOR_BYTES / 4), aligned(1), may_alias));
@@ -118,3 +122,5 @@ INLINE void vjoin(vreal *a, vreal *b)
     vreal first = __builtin_shufflevector(*a, *b, FIRST), second = __builtin_shufflevector(*a, *b, SECOND);
     *a = first, *b = second;
 }
+
+#endif

@@ -1,5 +1,9 @@
 /* math.inc.h -- 2^x and tanh lane by lane, and the logarithm of one number: the same operations in the same order
  * everywhere. Polynomials are minimax for the relative error; their coefficients begin with the constant. */
+#ifndef SELFATTN_VECTOR_MATH_INC_H
+#define SELFATTN_VECTOR_MATH_INC_H
+
+#include "vector/vector.inc.h"
 
 #ifdef SA_FLOAT64_KERNELS
 #define MANTISSA 52
@@ -28,6 +32,8 @@ static const real EXP2[] = {2.0f, 1.38629401f, 0.480444849f, 0.111014672f, 0.019
 static const real TANH[] = {-0.333332807f, 0.133314058f, -0.0537365153f, 0.0206281673f, -0.00569229713f};
 static const real TANH_IS_1 = 9.2f;
 #endif
+
+static const real LOG2E = (real)1.4426950408889634;
 
 #define DEGREE(coefficients) ((int)(sizeof(coefficients) / sizeof *(coefficients)) - 1)
 
@@ -83,3 +89,5 @@ static double natural_log(double x)
         series = series * z2 + 1.0 / (double)i;
     return (double)k * 0.693147180559945309417 + 2.0 * z * series;
 }
+
+#endif

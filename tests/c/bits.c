@@ -220,9 +220,9 @@ static void linear(ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t width, enum sa_act
     };
     if (sa_linear_run(kernels, &l, 2) != 0) exit(4);
     report("linear", (ptrdiff_t[]){rows, depth, width, activation}, 4, hash(y, rows * width, HASH_START));
-    struct sa_weight_gradient g = {x, y, weight, rows, depth, width};
-    if (sa_weight_gradient_run(kernels, &g, 2) != 0) exit(4);
-    report("weight_gradient", (ptrdiff_t[]){rows, depth, width, activation}, 4,
+    struct sa_linear_backward g = {x, y, weight, rows, depth, width};
+    if (sa_linear_backward_run(kernels, &g, 2) != 0) exit(4);
+    report("linear_backward", (ptrdiff_t[]){rows, depth, width, activation}, 4,
            hash(weight, depth * width, HASH_START));
     free(x), free(weight), free(bias), free(residual), free(y), free(packed);
 }

@@ -1,6 +1,6 @@
 /* The cases of pool_harness.c between operations of an OpenMP team: before each job, the thread that calls runs one.
  * The exit status is 3 if a case is over without a loan, 5 if one was made within a parallel region (linked with
- * --wrap=sa_team_start). */
+ * --wrap=sa_openmp_start). */
 #include "runtime/pool.h"
 #include "openmp/openmp_loan.h"
 
@@ -12,10 +12,10 @@
 static pid_t first_process;
 static atomic_int loans;
 
-int __real_sa_team_start(struct sa_loan *loan);
-int __wrap_sa_team_start(struct sa_loan *loan);
+int __real_sa_team_start(struct sa_openmp_loan *loan);
+int __wrap_sa_team_start(struct sa_openmp_loan *loan);
 
-int __wrap_sa_team_start(struct sa_loan *loan)
+int __wrap_sa_team_start(struct sa_openmp_loan *loan)
 {
     atomic_fetch_add(&loans, 1);
     return __real_sa_team_start(loan);

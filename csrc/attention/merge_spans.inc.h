@@ -1,0 +1,41 @@
+/* merge_spans.inc.h -- the spans of a task make the whole: what each has summed up is merged, in order. */
+#ifndef SELFATTN_ATTENTION_MERGE_SPANS_INC_H
+#define SELFATTN_ATTENTION_MERGE_SPANS_INC_H
+
+#include "attention/query_panel.inc.h"
+#include "attention/values_by_row.inc.h"
+#include "vector/math.inc.h"
+
+/* outputs = span * factor + outputs * old factor, for a vector of lanes. */
+static void merge_lanes(struct query_panel *p, int v, ptrdiff_t dim, vreal factor, vreal old_factor)
+{
+    for (ptrdiff_t d = 0; d < dim; ++d) {
+        real *total = p->total.outputs + d * p->width + v * LANES;
+        const real *span = p->span.outputs + d * p->width + v * LANES;
+        vstore(total, vfma(vload(span), factor, vload(total) * old_factor));
+    }
+}
+
+/* total = total + span, both rescaled to the larger maximum; the first span with a key is taken as it is. */
+static void merge_span(struct query_panel *p, ptrdiff_t value_dim, real log2_scale)
+{
+    struct softmax_state *total = &p->total, *span = &p->span;
+    if (span->empty) return;
+    if (total->empty) {
+        real *room = total->outputs;
+        *total = *span;
+        span->outputs = room;
+        return;
+    }
+    for (int v = 0; v < p->nv; ++v) {
+        vreal old = vload(total->max + v * LANES), add = vload(span->max + v * LANES), max = vmax(add, old);
+        vreal base = vzero_where(max == vsplat(-INFINITY), max);
+        vreal old_factor = vexp2((old - base) * vsplat(log2_scale)), add_factor = vexp2((add - base) * vsplat(log2_scale));
+        vstore(total->max + v * LANES, max);
+        vreal sum = vload(total->sum + v * LANES) * old_factor;
+        vstore(total->sum + v * LANES, vfma(vload(span->sum + v * LANES), add_factor, sum));
+        if (total->outputs) (p->by_rows ? merge_rows : merge_lanes)(p, v, value_dim, add_factor, old_factor);
+    }
+}
+
+#endif

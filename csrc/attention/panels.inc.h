@@ -1,0 +1,155 @@
+/* panels.inc.h -- the layout of a task: workspace, query panels, and what is prefetched for the next task. */
+#ifndef SELFATTN_ATTENTION_PANELS_INC_H
+#define SELFATTN_ATTENTION_PANELS_INC_H
+
+#include "attention/decode_scores.inc.h"
+#include "attention/key_block.inc.h"
+#include "attention/softmax.inc.h"
+#include "attention/values_by_row.inc.h"
+
+enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, SHARED_PANELS = SA_SHARED_PANELS * MAX_PANELS };
+enum { BUFFER_GAP = 64 / (int)sizeof(real) /* between buffers: not 4096 bytes */ };
+
+/* Buffers one after the other in a workspace. Without a base they have no address, and only their size is counted. */
+struct layout {
+    real *base;
+    size_t used; /* numbers */
+};
+
+static real *place(struct layout *l, size_t numbers)
+{
+    size_t at = l->used;
+    l->used += numbers + BUFFER_GAP;
+    return l->base ? l->base + at : NULL;
+}
+
+/* dim x lanes */
+static real *place_panel(struct layout *l, ptrdiff_t dim)
+{
+    return place(l, (size_t)dim * PANEL_LANES);
+}
+
+/* The buffers of a key block. */
+static void place_block(const struct sa_attention *a, struct layout *l, struct key_block *b)
+{
+    b->scores = place_panel(l, SA_KEY_BLOCK);
+    b->bias = place_panel(l, SA_KEY_BLOCK);
+    if (!gathers_keys(a)) return;
+    b->keys.copy = place(l, SA_KEY_BLOCK * (size_t)a->head_dim);
+    b->values.copy = place(l, SA_KEY_BLOCK * (size_t)a->value_dim);
+}
+
+/* The buffers of a query panel. */
+static void place_query_panel(const struct sa_attention *a, struct layout *l, struct query_panel *p)
+{
+    p->query = place_panel(l, a->head_dim);
+    p->span.outputs = place_panel(l, a->value_dim);
+    p->total.outputs = place_panel(l, a->value_dim);
+}
+
+/* What a task of the most rows takes. */
+static size_t attention_workspace(const struct sa_attention *a)
+{
+    struct layout l = {NULL, 0};
+    struct key_block b;
+    struct query_panel p;
+    place_block(a, &l, &b);
+    for (int i = 0; i < (gathers_keys(a) ? SHARED_PANELS : MAX_PANELS); ++i)
+        place_query_panel(a, &l, &p);
+    return l.used * sizeof(real);
+}
+
+static void begin_blocks(const struct sa_attention *a, const struct sa_attention_task *t, struct key_block *b)
+{
+    b->capped = NULL;
+    b->next_task[0] = b->next_task[1] = (struct prefetch_rows){0};
+    b->next_task_rows = 0;
+    b->prefetches = should_prefetch_keys(a, t);
+    b->keys = (struct key_source){
+        .array = &a->key, .data = t->key, .scale = t->key_scale, .scale_row = a->key_scale.row, .width = a->head_dim};
+    b->values = (struct key_source){.array = &a->value,
+                                    .data = t->value,
+                                    .scale = t->value_scale,
+                                    .scale_row = a->value_scale.row,
+                                    .width = a->value_dim};
+    b->keys.keys_per_step = 1;
+    b->values.keys_per_step = TERMS;
+}
+
+/* The rows of a tile in an array that has one for each query and head, each of numbers side by side. */
+static struct prefetch_rows rows_of_task(const struct sa_attention *a, const struct sa_attention_task *t, const struct sa_array *array,
+                                 const char *data, ptrdiff_t dim)
+{
+    ptrdiff_t size = size_of(a->dtype), bytes = array->col == size ? dim * size : 0;
+    return (struct prefetch_rows){data, array->row, bytes, t->row0, sa_group(a), array->head};
+}
+
+/* The queries are wanted at once, all at a time; the outputs' lines will be written when the last key is done. (Rows side
+ * by side the processor fetches by itself.) */
+static void prefetch_task_rows(const struct sa_attention *a, const struct sa_attention_task *t)
+{
+    const struct prefetch_rows rows[2] = {rows_of_task(a, t, &a->query, t->query, a->head_dim),
+                                  rows_of_task(a, t, &a->out, t->out, a->value_dim)};
+    for (int i = 0; i < 2; ++i)
+        if (rows[i].row != rows[i].bytes) issue_prefetch(&rows[i], 0, (int)t->rows);
+}
+
+/* The same of the tile that is likely to be next: spread over the values of its panels, a row with each of
+ * their rows or dimensions; what is left then, at the end. */
+static void prefetch_next_task(const struct sa_attention *a, const struct sa_attention_task *next, struct key_block *b)
+{
+    if (!next) return;
+    b->next_task_rows = next->rows;
+    b->next_task[0] = rows_of_task(a, next, &a->query, next->query, a->head_dim);
+    b->next_task[1] = rows_of_task(a, next, &a->out, next->out, a->value_dim);
+}
+
+/* The rows of a tile from the row-th on: as many as the panel takes, and what each may see. */
+static void begin_panel(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row, struct query_panel *p)
+{
+    p->row0 = t->row0 + row;
+    p->rows = smaller(PANEL_LANES, t->rows - row);
+    p->nv = (int)((p->rows + LANES - 1) / LANES);
+    p->width = p->nv * LANES;
+    p->by_rows = outputs_by_rows(a, p);
+    set_ranges(a, t, p);
+}
+
+static void load_queries(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p, struct score_scale scaling)
+{
+    load_panel(a, &a->query, t->query, a->head_dim, p, scaling.query_factor, p->query);
+    if (is_decode(a, p)) set_decode_query(p, a->head_dim);
+}
+
+/* Lays out the workspace, and splits the rows of a task into panels; returns how many. */
+static int begin_task(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
+                      void *workspace, struct key_block *b, struct query_panel *panels)
+{
+    int count = 0;
+    struct layout l = {workspace, 0};
+    begin_blocks(a, t, b);
+    place_block(a, &l, b);
+    if (!t->next) prefetch_task_rows(a, t); /* otherwise they have been the next, but for the first task */
+    for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES, ++count) {
+        struct query_panel *p = &panels[count];
+        begin_panel(a, t, row, p);
+        place_query_panel(a, &l, p);
+        if (!t->value) p->span.outputs = p->total.outputs = NULL;
+        begin_softmax(p, &p->total);
+        load_queries(a, t, p, scaling);
+    }
+    return count;
+}
+
+/* The keys that the panels may see, together. */
+static void all_keys(const struct query_panel *panels, int count, ptrdiff_t *first, ptrdiff_t *last)
+{
+    *first = panels[0].min_first;
+    *last = panels[0].max_last;
+    for (int i = 1; i < count; ++i) {
+        *first = smaller(*first, panels[i].min_first);
+        *last = larger(*last, panels[i].max_last);
+    }
+}
+
+#endif

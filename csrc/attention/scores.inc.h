@@ -1,0 +1,62 @@
+/* scores.inc.h -- pass 1: the scores of a key block, S^T[key, lane] = sum over head_dim of key * query. */
+#ifndef SELFATTN_ATTENTION_SCORES_INC_H
+#define SELFATTN_ATTENTION_SCORES_INC_H
+
+#include "attention/decode_scores.inc.h"
+#include "attention/mask.inc.h"
+#include "attention/visible_vectors.inc.h"
+
+/* The maximum of a panel of one vector. */
+static void find_max(struct key_block *b)
+{
+    vreal max = vsplat(-INFINITY);
+    for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
+        max = vmax(vload(b->scores + k * b->stride), max);
+    vstore(b->max, max);
+}
+
+/* The keys of the block that begins at key0, and what mask and bias say of them. Returns 0 if no lane sees any. */
+static int find_keys(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p, ptrdiff_t key0,
+                     struct key_block *b)
+{
+    /* The same keys are always one step. One of them may be a key that no lane sees: it is in the range, and hidden. */
+    b->first = larger(key0, p->min_first / TERMS * TERMS);
+    b->last = smaller(b->keys.last, steps(p->max_last) * TERMS);
+    b->biased = load_bias(a, t, p, &b->first, &b->last, b->bias);
+    b->ranged = b->first < p->max_first || b->last > p->min_last;
+    b->partly_visible = partly_visible(p, b);
+    return b->first < b->last && b->biased != ALL_MASKED;
+}
+
+/* Are the scores of a block done as they are multiplied? */
+static int unmasked(const struct key_block *b, struct score_scale scaling)
+{
+    return !is_masked(b) && !scaling.logits;
+}
+
+/* Returns 0 if no lane sees a key of the block that begins at key0. */
+static int score_block(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                       struct score_scale scaling, ptrdiff_t key0, struct key_block *b)
+{
+    if (!find_keys(a, t, p, key0, b)) return 0;
+    struct lane_rows scores = {b->scores, b->stride};
+    int done = unmasked(b, scaling);
+    if (is_decode(a, p)) {
+        struct decode_rows f;
+        score_decode(a, t, p, b, &f);
+        decode_to_panel(&f, p->rows, scores);
+        if (done) find_max(b);
+    } else {
+        struct operand keys = gathered_rows(a, t, &b->keys, b->first, b->last);
+        int staged = gathers_keys(a), wanted = staged ? !b->values.copied : b->prefetch_pending;
+        b->prefetch_pending = 0;
+        ptrdiff_t next = b->first + (staged ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
+        struct prefetch_rows prefetch[2] = {prefetch_key_rows(a, &b->keys, next, wanted), prefetch_key_rows(a, &b->values, b->first, wanted)};
+        multiply_keys(p, b, steps(a->head_dim), SA_SCORE_CHAIN / TERMS, keys, p->query, scores, done ? b->max : NULL,
+                      prefetch);
+    }
+    if (!done) finish_scores(a, t, p, scaling, b);
+    return 1;
+}
+
+#endif

@@ -1,0 +1,115 @@
+/* softmax.inc.h -- pass 2: the softmax, down the lanes. */
+#ifndef SELFATTN_ATTENTION_SOFTMAX_INC_H
+#define SELFATTN_ATTENTION_SOFTMAX_INC_H
+
+#include "attention/query_panel.inc.h"
+#include "vector/math.inc.h"
+
+static void begin_softmax(const struct query_panel *p, struct softmax_state *s)
+{
+    for (int i = 0; i < p->width; ++i) {
+        s->max[i] = -INFINITY;
+        s->sum[i] = 0.0f;
+    }
+    s->empty = 1;
+}
+
+/* The maximum becomes the larger of block_max and itself; `rescale` receives what older weights are worth. Returns what
+ * to subtract from the scores: -inf - -inf would be NaN. */
+INLINE vreal raise_max(const real *block_max, real log2_scale, real *max, real *rescale)
+{
+    vreal old = vload(max), new = vmax(vload(block_max), old);
+    vstore(max, new);
+    new = vzero_where(new == vsplat(-INFINITY), new);
+    vstore(rescale, vexp2((old - new) * vsplat(log2_scale)));
+    return new;
+}
+
+/* The scores become weights relative to the new maximum; `paired`: the weights of a step's keys, one operand. */
+INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
+                       struct softmax_state *s, real *rescale)
+{
+    vreal max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(log2_scale);
+    for (int v = 0; v < nv; ++v) {
+        max[v] = raise_max(block_max + v * LANES, log2_scale, s->max + v * LANES, rescale + v * LANES);
+        sum[v] = other[v] = vsplat(0.0f);
+    }
+    /* Two sums, of every other key: half the rounding errors' growth. */
+    for (ptrdiff_t k = 0; k + 1 < keys; k += 2) {
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; ++v) {
+            real *score = scores + k * nv * LANES + v * LANES, *next = score + nv * LANES;
+            vreal first = vexp2((vload(score) - max[v]) * factor), second = vexp2((vload(next) - max[v]) * factor);
+            sum[v] += first;
+            other[v] += second;
+            vstore(paired ? scores + k / 2 * nv * LANES + v * LANES : score, paired ? vpair(first, second) : first);
+            if (!paired) vstore(next, second);
+        }
+    }
+    for (int v = 0; v < nv; ++v) {
+        if (keys % 2) {
+            vreal last = vexp2((vload(scores + ((keys - 1) * nv + v) * LANES) - max[v]) * factor);
+            sum[v] += last;
+            vstore(scores + ((paired ? keys / 2 : keys - 1) * nv + v) * LANES,
+                   paired ? vpair(last, vsplat(0.0f)) : last);
+        }
+        vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), sum[v] + other[v]));
+    }
+}
+
+INLINE void softmax_by(int nv, const int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
+                       struct softmax_state *s, real *rescale)
+{
+    if (nv == 1)
+        softmax_nv(1, paired, keys, log2_scale, scores, block_max, s, rescale);
+    else if (nv == 2)
+        softmax_nv(2, paired, keys, log2_scale, scores, block_max, s, rescale);
+    else if (MAX_NV > 2 && nv == 3)
+        softmax_nv(MAX_NV > 2 ? 3 : 1, paired, keys, log2_scale, scores, block_max, s, rescale);
+    else if (MAX_NV > 2)
+        softmax_nv(MAX_NV > 2 ? 4 : 1, paired, keys, log2_scale, scores, block_max, s, rescale);
+}
+
+static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max, struct softmax_state *s,
+                    real *rescale)
+{
+    if (TERMS == 2 && paired)
+        softmax_by(nv, 1, keys, log2_scale, scores, block_max, s, rescale);
+    else
+        softmax_by(nv, 0, keys, log2_scale, scores, block_max, s, rescale);
+}
+
+/* No more keys will come: what the weights are divided by, the sinks among it. */
+static void close_total(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p, struct score_scale scaling)
+{
+    ptrdiff_t group = sa_group(a);
+    for (int v = 0; v < p->nv; ++v) {
+        vreal sum = vload(p->total.sum + v * LANES), share = vsplat(1.0f);
+        vint empty = sum == vsplat(0.0f); /* no key: 0, whatever the sink */
+        if (t->sinks) {
+            real sinks[LANES];
+            for (int i = 0; i < LANES; ++i)
+                sinks[i] = (real)t->sinks[(p->row0 + v * LANES + i) % group];
+            vreal max = vload(p->total.max + v * LANES) * vsplat(scaling.logits ? (real)1.0 : scaling.to_logits);
+            vreal sink = vload(sinks), top = vmax(sink, max);
+            share = vexp2((max - top) * vsplat(LOG2E));
+            sum = vfma(sum, share, vexp2((sink - top) * vsplat(LOG2E)));
+            vstore(p->total.sum + v * LANES, vzero_where(empty, sum));
+            vstore(p->sink_max + v * LANES, top);
+        }
+        vstore(p->inverse + v * LANES, vzero_where(empty, share / sum));
+    }
+}
+
+static void store_lse(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p, struct score_scale s)
+{
+    ptrdiff_t group = sa_group(a);
+    for (ptrdiff_t i = 0; i < p->rows; ++i) {
+        double sum = (double)p->total.sum[i];
+        double max = t->sinks ? (double)p->sink_max[i] : (double)p->total.max[i] * (s.logits ? 1.0 : (double)s.to_logits);
+        double lse = sum == 0.0 ? -(double)INFINITY : max + natural_log(sum);
+        *(scalar_any *)row_of(&a->lse, t->lse, group, p->row0 + i) = (real)lse;
+    }
+}
+
+#endif

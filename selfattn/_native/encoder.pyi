@@ -1,0 +1,25 @@
+"""The compiled layer loop; selfattn.layers.Encoder is its public face."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+WEIGHTS: tuple[str, ...]
+
+class PackedEncoder:
+    def __init__(self, layers: list[Any], precision: str | None = None) -> None: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    def run(
+        self,
+        x: Array,
+        cu_seqlens: Array,
+        num_threads: int,
+        first: int = 0,
+        last: int | None = None,
+        tables: Sequence[tuple[Array, Array]] = (),
+    ) -> Array: ...
