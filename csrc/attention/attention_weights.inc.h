@@ -6,8 +6,8 @@
 #include "attention/driver.inc.h"
 
 /* Lanes become rows of the output. */
-static void store_probabilities(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
-                          const struct key_block *b)
+static void store_probabilities(const struct sa_attention *a, const struct sa_attention_task *t,
+                                const struct query_panel *p, const struct key_block *b)
 {
     ptrdiff_t keys = b->last - b->first;
     for (int v = 0; v < p->nv; ++v) {
@@ -47,8 +47,9 @@ static void to_probabilities(const struct query_panel *p, const struct key_block
 }
 
 /* The weights of the block that begins at `key`, in the place of its scores. Returns 0 if no lane sees a key of it. */
-static int probabilities_of_block(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
-                       struct score_scale scaling, ptrdiff_t key, struct key_block *b)
+static int probabilities_of_block(const struct sa_attention *a, const struct sa_attention_task *t,
+                                  const struct query_panel *p, struct score_scale scaling, ptrdiff_t key,
+                                  struct key_block *b)
 {
     begin_block(b, larger(key, p->min_first), smaller(key + SA_KEY_BLOCK, p->max_last));
     b->stride = p->width;

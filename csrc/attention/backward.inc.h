@@ -18,8 +18,8 @@
 /* ---- the bias, in a pass of its own: what it is broadcast over is summed in order ---- */
 
 /* grad_bias += dS, row by row. */
-static void add_bias_gradient(const struct sa_attention *a, const struct sa_attention_task *t, const struct backward_panel *g,
-                              const struct key_block *b, const real *score_gradients)
+static void add_bias_gradient(const struct sa_attention *a, const struct sa_attention_task *t,
+                              const struct backward_panel *g, const struct key_block *b, const real *score_gradients)
 {
     ptrdiff_t group = sa_group(a), keys = b->last - b->first, col = a->grad_bias.col;
     const struct query_panel *p = &g->panel;
@@ -32,7 +32,8 @@ static void add_bias_gradient(const struct sa_attention *a, const struct sa_atte
 
 /* grad_relative_bias += dS, row by row: each to the distance of its key. */
 static void add_relative_gradient(const struct sa_attention *a, const struct sa_attention_task *t,
-                                  const struct backward_panel *g, const struct key_block *b, const real *score_gradients)
+                                  const struct backward_panel *g, const struct key_block *b,
+                                  const real *score_gradients)
 {
     const struct query_panel *p = &g->panel;
     for (ptrdiff_t i = 0; i < p->rows; ++i) {
@@ -92,7 +93,8 @@ static void backward_block(const struct sa_attention *a, const struct sa_attenti
 }
 
 /* The gradients of a row's own: its query, and its part in those of the sink and the gradient of its head. */
-static void store_row_gradients(const struct sa_attention *a, const struct sa_attention_task *t, struct backward_panel *g)
+static void store_row_gradients(const struct sa_attention *a, const struct sa_attention_task *t,
+                                struct backward_panel *g)
 {
     ptrdiff_t group = sa_group(a);
     const struct query_panel *p = &g->panel;

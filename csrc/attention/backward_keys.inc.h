@@ -20,8 +20,8 @@ static void sum_visible_rows(const struct backward_work *w, const real *factors,
 
 /* sums[key, :] = sum over the tile's rows of factors[key, row] * rows[row, :]; without those that no lane of a vector
  * sees, where the tile is one panel. (Their factors are 0.) */
-static void sum_visible_vectors(const struct backward_work *w, ptrdiff_t count, struct operand factors, const real *rows,
-                          ptrdiff_t stride, struct lane_rows sums)
+static void sum_visible_vectors(const struct backward_work *w, ptrdiff_t count, struct operand factors,
+                                const real *rows, ptrdiff_t stride, struct lane_rows sums)
 {
     const struct key_block *b = &w->block;
     const int nv = (int)(sums.stride / LANES);

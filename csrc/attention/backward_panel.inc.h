@@ -21,9 +21,9 @@ struct backward_work {
     struct backward_panel panels[MAX_PANELS];
     int count;
     real *probabilities, *score_gradients, *capped; /* P, dS: keys x rows; the capped scores likewise, with a softcap */
-    real *query, *grad_out;          /* rows x dim, padded to whole vectors: query * scale, grad_out */
-    real *sums;                      /* keys x panel, before they are added */
-    int finite_query, finite_out;    /* is every number of the rows finite? */
+    real *query, *grad_out;                         /* rows x dim, padded to whole vectors: query * scale, grad_out */
+    real *sums;                                     /* keys x panel, before they are added */
+    int finite_query, finite_out;                   /* is every number of the rows finite? */
 };
 
 static ptrdiff_t whole_vectors(ptrdiff_t n)
@@ -82,7 +82,8 @@ static int load_rows(const struct sa_attention *a, const struct sa_attention_tas
 
 /* delta, lane by lane down the dimensions, in chains as long as those of the products that it is subtracted from; and the
  * lse, where scores times `to_logits` are natural. */
-static void load_row_sums(const struct sa_attention *a, const struct sa_attention_task *t, real to_logits, struct backward_panel *g)
+static void load_row_sums(const struct sa_attention *a, const struct sa_attention_task *t, real to_logits,
+                          struct backward_panel *g)
 {
     ptrdiff_t group = sa_group(a);
     const struct query_panel *p = &g->panel;

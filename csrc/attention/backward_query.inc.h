@@ -6,8 +6,8 @@
 #include "attention/values_by_lane.inc.h"
 
 /* C += A * B with lanes' visibility in the sign of `probabilities`: a NaN in A reaches only lanes that see its key. */
-static void add_visible_keys(const struct backward_panel *g, const struct key_block *b, struct operand keys, ptrdiff_t dim,
-                             const real *score_gradients)
+static void add_visible_keys(const struct backward_panel *g, const struct key_block *b, struct operand keys,
+                             ptrdiff_t dim, const real *score_gradients)
 {
     const struct query_panel *p = &g->panel;
     for (ptrdiff_t d = 0; d < dim; ++d)
@@ -24,8 +24,8 @@ static void add_visible_keys(const struct backward_panel *g, const struct key_bl
         }
 }
 
-static void add_query_gradient(const struct sa_attention *a, const struct sa_attention_task *t, struct backward_panel *g,
-                               struct key_block *b, const real *score_gradients)
+static void add_query_gradient(const struct sa_attention *a, const struct sa_attention_task *t,
+                               struct backward_panel *g, struct key_block *b, const real *score_gradients)
 {
     ptrdiff_t count = b->last - b->first;
     struct operand rows = gathered_rows(a, t, &b->keys, b->first, b->last), keys = {rows.data, rows.col, rows.row};
@@ -33,8 +33,8 @@ static void add_query_gradient(const struct sa_attention *a, const struct sa_att
     if (is_masked(b) && !all_finite(keys, a->head_dim, count))
         add_visible_keys(g, b, keys, a->head_dim, score_gradients);
     else
-        multiply_values(g->empty ? multiply_store : multiply_add, &g->panel, b, a->head_dim, keys, score_gradients, ROW_STRIDE,
-                        sums, NULL, NULL);
+        multiply_values(g->empty ? multiply_store : multiply_add, &g->panel, b, a->head_dim, keys, score_gradients,
+                        ROW_STRIDE, sums, NULL, NULL);
     g->empty = 0;
 }
 

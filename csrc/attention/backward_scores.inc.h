@@ -40,8 +40,8 @@ static void add_alibi_gradient(struct backward_panel *g, const struct key_block 
 
 /* dP in `score_gradients` becomes dS; P and dS of a key that is not seen are -0 and 0. With dropout, P becomes what the values
  * were multiplied by. */
-static void score_gradient_block(const struct sa_attention *a, const struct sa_attention_task *t, struct backward_panel *g,
-                        struct key_block *b, real *score_gradients)
+static void score_gradient_block(const struct sa_attention *a, const struct sa_attention_task *t,
+                                 struct backward_panel *g, struct key_block *b, real *score_gradients)
 {
     const struct query_panel *p = &g->panel;
     real *factors = a->options.dropout != 0.0 ? b->bias : NULL; /* its room; the bias is in the scores by now */
@@ -51,7 +51,8 @@ static void score_gradient_block(const struct sa_attention *a, const struct sa_a
     for (int v = 0; v < p->nv; ++v) {
         vreal delta = vload(g->delta + v * LANES);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k) {
-            real *probability = b->scores + k * b->stride + v * LANES, *gradient = score_gradients + k * b->stride + v * LANES;
+            real *probability = b->scores + k * b->stride + v * LANES,
+                 *gradient = score_gradients + k * b->stride + v * LANES;
             vreal w = vload(probability), from_out = vload(gradient), factor = vsplat(1.0f);
             vint hidden = is_hidden(w);
             if (factors) factor = vload(factors + k * p->width + v * LANES);
@@ -63,7 +64,8 @@ static void score_gradient_block(const struct sa_attention *a, const struct sa_a
 }
 
 /* dS through score = cap * tanh(. / cap): times 1 - (score / cap)^2 */
-static void uncap_score_gradients(const struct query_panel *p, const struct key_block *b, real *score_gradients, real softcap)
+static void uncap_score_gradients(const struct query_panel *p, const struct key_block *b, real *score_gradients,
+                                  real softcap)
 {
     for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
         for (int i = 0; i < p->width; i += LANES) {
@@ -76,8 +78,8 @@ static void uncap_score_gradients(const struct query_panel *p, const struct key_
 
 /* P and dS of the keys of a block that this panel may see, in its columns of `probabilities` and `score_gradients`; they are of natural
  * scores after softcap, before the scale. Returns whether it sees any. */
-static int score_gradients_of(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
-                     struct backward_work *w, int index, ptrdiff_t key0)
+static int score_gradients_of(const struct sa_attention *a, const struct sa_attention_task *t,
+                              struct score_scale scaling, struct backward_work *w, int index, ptrdiff_t key0)
 {
     struct backward_panel *g = &w->panels[index];
     struct key_block *b = &w->block;

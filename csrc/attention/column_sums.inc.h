@@ -47,7 +47,8 @@ static void add_columns(const struct sa_attention *a, const struct sa_attention_
 }
 
 /* The rows of a square, for the keys of one span. */
-static int column_sums(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t first_key, void *workspace)
+static int column_sums(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t first_key,
+                       void *workspace)
 {
     struct query_panel panels[MAX_PANELS];
     struct key_block b;

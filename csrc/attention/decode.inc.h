@@ -52,7 +52,8 @@ static void decode_probabilities(struct decode_rows *f, ptrdiff_t rows, const re
 }
 
 /* The softmax of a few rows, row by row. */
-static void softmax_decode(ptrdiff_t rows, real log2_scale, struct decode_rows *f, struct softmax_state *s, real *rescale)
+static void softmax_decode(ptrdiff_t rows, real log2_scale, struct decode_rows *f, struct softmax_state *s,
+                           real *rescale)
 {
     real max[LANES], sums[LANES] = {0};
     vstore(max, decode_max(f, rows));
@@ -62,8 +63,8 @@ static void softmax_decode(ptrdiff_t rows, real log2_scale, struct decode_rows *
     vstore(s->sum, vfma(vload(s->sum), vload(rescale), vload(sums)));
 }
 
-static void attend_decode(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p, struct score_scale scaling,
-                       struct key_block *b)
+static void attend_decode(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
+                          struct score_scale scaling, struct key_block *b)
 {
     real rescale[PANEL_LANES];
     struct decode_rows f;
@@ -85,7 +86,7 @@ static void attend_decode(const struct sa_attention *a, const struct sa_attentio
         struct operand values =
             is_masked(b) ? gathered_rows(a, t, &b->values, b->first, b->last) : (struct operand){NULL, 0, 0};
         struct decode_sums sums = {p->span.outputs + a->value_dim * p->width /* behind them */, p->span.outputs,
-                                p->span.empty ? NULL : rescale, a->value_dim};
+                                   p->span.empty ? NULL : rescale, a->value_dim};
         if (hides_infinite(p, b, values, a->value_dim))
             add_visible_rows(p, b, a->value_dim, values, rescale);
         else

@@ -18,8 +18,8 @@ struct decode_rows {
     const char *rows[3 * SA_KEY_BLOCK];
     const char **keys, **values;
     real key_scales[SA_KEY_BLOCK], value_scales[SA_KEY_BLOCK]; /* of int8 */
-    real scores[DECODE_ROWS * DECODE_STRIDE];                        /* row by row; then weights */
-    ptrdiff_t n, distance, prefetched, count;                        /* rows prefetched, of so many */
+    real scores[DECODE_ROWS * DECODE_STRIDE];                  /* row by row; then weights */
+    ptrdiff_t n, distance, prefetched, count;                  /* rows prefetched, of so many */
     ptrdiff_t bytes;                                           /* of a row, from the start of its first line */
     int from_memory;                                           /* too many for the caches */
 };
@@ -42,9 +42,9 @@ INLINE int decode_row_count(ptrdiff_t rows)
 #define SA_BY_ROWS(rows, function, ...)                                                                                \
     if (rows == 1)                                                                                                     \
         function(1, __VA_ARGS__);                                                                                      \
-    else if (DECODE_ROWS == 2 || rows == 2)                                                                               \
+    else if (DECODE_ROWS == 2 || rows == 2)                                                                            \
         function(2, __VA_ARGS__);                                                                                      \
-    else if (DECODE_ROWS == 4 || rows <= 4)                                                                               \
+    else if (DECODE_ROWS == 4 || rows <= 4)                                                                            \
         function(4, __VA_ARGS__);                                                                                      \
     else                                                                                                               \
         function(DECODE_ROWS, __VA_ARGS__)
@@ -63,8 +63,8 @@ static void set_decode_query(const struct query_panel *p, ptrdiff_t dim)
             decode_query(p, dim)[d * count + r] = r < p->rows ? p->query[d * p->width + r] : (real)0.0;
 }
 
-static void set_row_addresses(const struct sa_attention *a, const struct sa_attention_task *t, const struct key_source *s,
-                              ptrdiff_t first, ptrdiff_t n, const char **rows)
+static void set_row_addresses(const struct sa_attention *a, const struct sa_attention_task *t,
+                              const struct key_source *s, ptrdiff_t first, ptrdiff_t n, const char **rows)
 {
     for (ptrdiff_t i = 0; i < n;) { /* page by page */
         ptrdiff_t some = t->pages ? smaller(n - i, a->page_size - (first + i) % a->page_size) : n;
@@ -85,8 +85,8 @@ static void set_scales(const struct key_source *s, ptrdiff_t first, ptrdiff_t n,
 }
 
 /* The addresses and scales of the keys first .. last - 1 of a block, and what will be read next. */
-static void set_decode_rows(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
-                         const struct key_block *b, struct decode_rows *f)
+static void set_decode_rows(const struct sa_attention *a, const struct sa_attention_task *t,
+                            const struct query_panel *p, const struct key_block *b, struct decode_rows *f)
 {
     ptrdiff_t n = b->last - b->first, padded = (n + LANES - 1) / LANES * LANES, width = size_of(a->kv_dtype);
     ptrdiff_t bytes = larger(a->head_dim, a->value_dim) * width;
@@ -165,7 +165,7 @@ INLINE vreal decode_unpack(const enum sa_dtype dtype, vreal packed, const int pa
 
 /* chain[row] += the products of LANES keys' dimensions with `count` rows of queries; query: dim x count. */
 INLINE void decode_scores_step(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
-                            const real *query, vreal scale, vreal *chain)
+                               const real *query, vreal scale, vreal *chain)
 {
     const int packed = PACKED(dtype);
     vreal square[LANES];
@@ -198,7 +198,7 @@ static void decode_turn_rest(enum sa_dtype dtype, const char *const *rows, ptrdi
 
 /* chain[row] += the products of these. */
 INLINE void decode_scores_rest(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
-                            ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
+                               ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
 {
     vreal square[4 * LANES]; /* as many as a step may take */
     decode_turn_rest(dtype, rows, at, dims, square);
@@ -214,7 +214,7 @@ INLINE void decode_scores_rest(const enum sa_dtype dtype, const int count, const
 
 /* vectors * LANES keys' scores from the key `first` of the block on: scores[row][key]. */
 INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
-                            ptrdiff_t first, ptrdiff_t dim, const real *query)
+                               ptrdiff_t first, ptrdiff_t dim, const real *query)
 {
     const int step = PACKED(dtype) * LANES;
     vreal chain[DECODE_ROWS * 4], sums[DECODE_ROWS * 4], scale[4];
@@ -253,7 +253,7 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
 }
 
 INLINE void decode_scores_of(const int count, const enum sa_dtype dtype, struct decode_rows *f, ptrdiff_t dim,
-                          const real *query)
+                             const real *query)
 {
     const int vectors = count <= 2 && dtype != SA_REAL ? 2 : 1; /* of keys: their chains overlap */
     ptrdiff_t k = 0;
@@ -264,7 +264,7 @@ INLINE void decode_scores_of(const int count, const enum sa_dtype dtype, struct 
 }
 
 INLINE void decode_scores_by(const enum sa_dtype dtype, ptrdiff_t rows, struct decode_rows *f, ptrdiff_t dim,
-                          const real *query)
+                             const real *query)
 {
     SA_BY_ROWS(rows, decode_scores_of, dtype, f, dim, query);
 }
@@ -281,7 +281,7 @@ static void decode_scores(enum sa_dtype dtype, ptrdiff_t rows, struct decode_row
 
 /* The scores of a few rows, row by row. */
 static void score_decode(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
-                      const struct key_block *b, struct decode_rows *f)
+                         const struct key_block *b, struct decode_rows *f)
 {
     set_decode_rows(a, t, p, b, f);
     decode_scores(a->kv_dtype, p->rows, f, a->head_dim, decode_query(p, a->head_dim));

@@ -40,7 +40,7 @@ INLINE void split_halves(const int count, const int vectors, const int back, vre
 /* The keys first .. last - 1 of a block for `count` rows and `vectors` vectors of dimensions from d on: the chain goes
  * on, and with the last key it is added to the outputs. */
 INLINE void decode_values_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
-                            ptrdiff_t first, ptrdiff_t last, ptrdiff_t d, const struct decode_sums *s)
+                               ptrdiff_t first, ptrdiff_t last, ptrdiff_t d, const struct decode_sums *s)
 {
     const int width = WIDTH_OF(dtype);
     vreal sum[DECODE_ROWS * 8];
@@ -82,7 +82,8 @@ INLINE void decode_values_tile(const enum sa_dtype dtype, const int count, const
 }
 
 /* As many vectors of dimensions at a time as registers hold, and as many keys as the first cache. */
-INLINE void decode_values_of(const int count, const enum sa_dtype dtype, struct decode_rows *f, const struct decode_sums *s)
+INLINE void decode_values_of(const int count, const enum sa_dtype dtype, struct decode_rows *f,
+                             const struct decode_sums *s)
 {
     const int vectors = count == 1 ? 8 : 4 * MAX_NV / count;
     ptrdiff_t chunk = s->dim <= vectors * LANES ? SA_KEY_BLOCK : SA_DECODE_CHUNK_KEYS;
@@ -101,7 +102,8 @@ INLINE void decode_values_of(const int count, const enum sa_dtype dtype, struct 
         }
 }
 
-INLINE void decode_values_by(const enum sa_dtype dtype, ptrdiff_t rows, struct decode_rows *f, const struct decode_sums *s)
+INLINE void decode_values_by(const enum sa_dtype dtype, ptrdiff_t rows, struct decode_rows *f,
+                             const struct decode_sums *s)
 {
     SA_BY_ROWS(rows, decode_values_of, dtype, f, s);
 }

@@ -19,8 +19,8 @@
 #include "attention/softmax.inc.h"
 #include "attention/values.inc.h"
 
-static void attend_block(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p, struct score_scale scaling,
-                         ptrdiff_t key0, struct key_block *b)
+static void attend_block(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
+                         struct score_scale scaling, ptrdiff_t key0, struct key_block *b)
 {
     real rescale[PANEL_LANES];
     b->stride = p->width;
@@ -36,7 +36,6 @@ static void attend_block(const struct sa_attention *a, const struct sa_attention
     if (p->span.outputs) add_values(a, t, p, b, rescale);
     p->span.empty = 0;
 }
-
 
 /* All blocks of one span for the panels of a square, which see the keys first .. last - 1. */
 static void attend_span(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
@@ -54,8 +53,8 @@ static void attend_span(const struct sa_attention *a, const struct sa_attention_
 }
 
 /* Begins a tile of `count` panels, and does all spans. */
-static int attend(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling, void *workspace,
-                  struct key_block *b, struct query_panel *panels, int *panel_count)
+static int attend(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
+                  void *workspace, struct key_block *b, struct query_panel *panels, int *panel_count)
 {
     int count = *panel_count = begin_task(a, t, scaling, workspace, b, panels);
     ptrdiff_t first, last;

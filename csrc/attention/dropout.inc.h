@@ -24,8 +24,8 @@ static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
 }
 
 /* numbers[k * stride + lane] *= 0 where the weight of key first + k is dropped, 1 / (1 - p) elsewhere. */
-static void drop(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p, ptrdiff_t first,
-                 ptrdiff_t last, real *numbers, ptrdiff_t stride)
+static void drop(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                 ptrdiff_t first, ptrdiff_t last, real *numbers, ptrdiff_t stride)
 {
     ptrdiff_t group = sa_group(a);
     const uint64_t threshold = (uint64_t)__builtin_rint(a->options.dropout * 4294967296.0);

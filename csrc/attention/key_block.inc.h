@@ -23,11 +23,12 @@ struct key_block {
     int partly_visible; /* so much that it pays to leave out what a vector does not see (seen.inc.h) */
     enum biased biased;
     struct key_source keys, values;
-    int prefetches, prefetch_pending; /* where keys and values are not staged: they come from there; the block is still to be prefetched */
-    struct prefetch_rows next_task[2]; /* queries and outputs of the next square, to be prefetched with the next values: */
-    ptrdiff_t next_task_rows;  /* so many more of them */
+    int prefetches,
+        prefetch_pending; /* where keys and values are not staged: they come from there; the block is still to be prefetched */
+    struct prefetch_rows
+        next_task[2];         /* queries and outputs of the next square, to be prefetched with the next values: */
+    ptrdiff_t next_task_rows; /* so many more of them */
 };
-
 
 static void begin_block(struct key_block *b, ptrdiff_t first, ptrdiff_t last)
 {

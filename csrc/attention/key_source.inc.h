@@ -29,8 +29,8 @@ static int gathers_keys(const struct sa_attention *a)
     return a->kv_dtype != SA_REAL || a->block_table || TERMS == 2 || rows_alias_in_cache(a);
 }
 
-static const char *row_address(const struct sa_attention *a, const struct sa_attention_task *t, const struct key_source *s,
-                               ptrdiff_t key)
+static const char *row_address(const struct sa_attention *a, const struct sa_attention_task *t,
+                               const struct key_source *s, ptrdiff_t key)
 {
     if (!t->pages) return s->data + key * s->array->row;
     ptrdiff_t page = (ptrdiff_t)t->pages[key / a->page_size];
@@ -56,7 +56,7 @@ static real scale_of(const struct key_source *s, ptrdiff_t key)
 #ifndef SA_BFLOAT16_KERNELS
 /* Numbers: key by key, row by row. */
 INLINE void gather_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
-                     const struct key_source *s)
+                      const struct key_source *s)
 {
     const ptrdiff_t width = s->width, col = s->array->col;
     real *to = s->copy;
@@ -70,8 +70,8 @@ INLINE void gather_as(const enum sa_dtype dtype, const struct sa_attention *a, c
 
 #else
 /* Pairs: of a key's neighbouring dimensions, */
-INLINE void gather_dimension_pairs(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
-                             const struct key_source *s)
+INLINE void gather_dimension_pairs(const enum sa_dtype dtype, const struct sa_attention *a,
+                                   const struct sa_attention_task *t, const struct key_source *s)
 {
     const ptrdiff_t width = s->width, col = s->array->col;
     real *to = s->copy;
@@ -86,7 +86,7 @@ INLINE void gather_dimension_pairs(const enum sa_dtype dtype, const struct sa_at
 
 /* or, for the values, of the two keys of a step; zeros for a key that is not there. */
 INLINE void gather_key_pairs(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
-                       const struct key_source *s)
+                             const struct key_source *s)
 {
     const ptrdiff_t width = s->width, col = s->array->col;
     real *to = s->copy;
@@ -101,7 +101,7 @@ INLINE void gather_key_pairs(const enum sa_dtype dtype, const struct sa_attentio
 }
 
 INLINE void gather_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
-                     const struct key_source *s)
+                      const struct key_source *s)
 {
     if (s->keys_per_step == 2)
         gather_key_pairs(dtype, a, t, s);
@@ -124,8 +124,8 @@ static void gather_key_rows(const struct sa_attention *a, const struct sa_attent
 }
 
 /* The rows of the keys first .. last - 1; of pairs of keys where a step takes two. */
-static struct operand gathered_rows(const struct sa_attention *a, const struct sa_attention_task *t, struct key_source *s,
-                                  ptrdiff_t first, ptrdiff_t last)
+static struct operand gathered_rows(const struct sa_attention *a, const struct sa_attention_task *t,
+                                    struct key_source *s, ptrdiff_t first, ptrdiff_t last)
 {
     int one_stride = !t->pages || first / a->page_size == (last - 1) / a->page_size;
     int as_it_lies = a->kv_dtype == SA_REAL && !rows_alias_in_cache(a);
@@ -149,12 +149,13 @@ static int should_prefetch_keys(const struct sa_attention *a, const struct sa_at
 
 /* A prefetch may point past the end of an array: it never faults. Pages are not prefetched prefetch; of what is staged, a
  * block's rows, once. */
-static struct prefetch_rows prefetch_key_rows(const struct sa_attention *a, const struct key_source *s, ptrdiff_t key, int wanted)
+static struct prefetch_rows prefetch_key_rows(const struct sa_attention *a, const struct key_source *s, ptrdiff_t key,
+                                              int wanted)
 {
     int fetch = wanted && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
     return fetch ? (struct prefetch_rows){.data = s->data + key * s->array->row,
-                                  .row = s->array->row,
-                                  .bytes = s->width * s->array->col}
+                                          .row = s->array->row,
+                                          .bytes = s->width * s->array->col}
                  : (struct prefetch_rows){0};
 }
 

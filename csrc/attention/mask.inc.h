@@ -236,7 +236,8 @@ INLINE vreal magnitude_of(vint distance)
 }
 
 /* 2. alibi: score = score * to_logits - slope * |how far the key is from the query's position| */
-static void add_alibi(const struct sa_attention_task *t, ptrdiff_t group, const struct query_panel *p, struct key_block *b, real to_logits)
+static void add_alibi(const struct sa_attention_task *t, ptrdiff_t group, const struct query_panel *p,
+                      struct key_block *b, real to_logits)
 {
     for (int v = 0; v < p->nv; ++v) {
         real slopes[LANES];
@@ -252,7 +253,8 @@ static void add_alibi(const struct sa_attention_task *t, ptrdiff_t group, const 
 }
 
 /* 3. bias and masks: scores = scores * to_logits + bias where the lane sees the key, -inf elsewhere; and their maximum. */
-INLINE void mask_scores_of(const int biased, const int ranged, const struct query_panel *p, struct key_block *b, real to_logits)
+INLINE void mask_scores_of(const int biased, const int ranged, const struct query_panel *p, struct key_block *b,
+                           real to_logits)
 {
     for (int v = 0; v < p->nv; ++v) {
         vreal max = vsplat(-INFINITY);

@@ -30,7 +30,8 @@ static void merge_span(struct query_panel *p, ptrdiff_t value_dim, real log2_sca
     for (int v = 0; v < p->nv; ++v) {
         vreal old = vload(total->max + v * LANES), add = vload(span->max + v * LANES), max = vmax(add, old);
         vreal base = vzero_where(max == vsplat(-INFINITY), max);
-        vreal old_factor = vexp2((old - base) * vsplat(log2_scale)), add_factor = vexp2((add - base) * vsplat(log2_scale));
+        vreal old_factor = vexp2((old - base) * vsplat(log2_scale)),
+              add_factor = vexp2((add - base) * vsplat(log2_scale));
         vstore(total->max + v * LANES, max);
         vreal sum = vload(total->sum + v * LANES) * old_factor;
         vstore(total->sum + v * LANES, vfma(vload(span->sum + v * LANES), add_factor, sum));

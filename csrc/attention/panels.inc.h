@@ -77,8 +77,8 @@ static void begin_blocks(const struct sa_attention *a, const struct sa_attention
 }
 
 /* The rows of a tile in an array that has one for each query and head, each of numbers side by side. */
-static struct prefetch_rows rows_of_task(const struct sa_attention *a, const struct sa_attention_task *t, const struct sa_array *array,
-                                 const char *data, ptrdiff_t dim)
+static struct prefetch_rows rows_of_task(const struct sa_attention *a, const struct sa_attention_task *t,
+                                         const struct sa_array *array, const char *data, ptrdiff_t dim)
 {
     ptrdiff_t size = size_of(a->dtype), bytes = array->col == size ? dim * size : 0;
     return (struct prefetch_rows){data, array->row, bytes, t->row0, sa_group(a), array->head};
@@ -89,7 +89,7 @@ static struct prefetch_rows rows_of_task(const struct sa_attention *a, const str
 static void prefetch_task_rows(const struct sa_attention *a, const struct sa_attention_task *t)
 {
     const struct prefetch_rows rows[2] = {rows_of_task(a, t, &a->query, t->query, a->head_dim),
-                                  rows_of_task(a, t, &a->out, t->out, a->value_dim)};
+                                          rows_of_task(a, t, &a->out, t->out, a->value_dim)};
     for (int i = 0; i < 2; ++i)
         if (rows[i].row != rows[i].bytes) issue_prefetch(&rows[i], 0, (int)t->rows);
 }
@@ -105,7 +105,8 @@ static void prefetch_next_task(const struct sa_attention *a, const struct sa_att
 }
 
 /* The rows of a tile from the row-th on: as many as the panel takes, and what each may see. */
-static void begin_panel(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row, struct query_panel *p)
+static void begin_panel(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row,
+                        struct query_panel *p)
 {
     p->row0 = t->row0 + row;
     p->rows = smaller(PANEL_LANES, t->rows - row);
@@ -115,7 +116,8 @@ static void begin_panel(const struct sa_attention *a, const struct sa_attention_
     set_ranges(a, t, p);
 }
 
-static void load_queries(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p, struct score_scale scaling)
+static void load_queries(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
+                         struct score_scale scaling)
 {
     load_panel(a, &a->query, t->query, a->head_dim, p, scaling.query_factor, p->query);
     if (is_decode(a, p)) set_decode_query(p, a->head_dim);

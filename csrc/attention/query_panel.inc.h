@@ -40,9 +40,9 @@ static struct score_scale score_scale_of(const struct sa_attention *a)
      * and one that -inf survives; otherwise the queries take it. */
     int in_exponent = a->options.scale > 1e-20 && a->options.scale < 1e20;
     struct score_scale s = {.query_factor = in_exponent ? (real)1.0 : (real)a->options.scale,
-                        .to_logits = in_exponent ? (real)a->options.scale : (real)1.0,
-                        .logits = a->bias.data || a->options.relative_bias || a->options.alibi_slopes ||
-                                   a->options.softcap != 0.0};
+                            .to_logits = in_exponent ? (real)a->options.scale : (real)1.0,
+                            .logits = a->bias.data || a->options.relative_bias || a->options.alibi_slopes ||
+                                      a->options.softcap != 0.0};
     s.to_log2 = s.logits ? LOG2E : (real)((double)s.to_logits * 1.4426950408889634);
     return s;
 }
@@ -87,7 +87,8 @@ static void join_ranges(struct query_panel *p)
 
 static void set_ranges(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p)
 {
-    if (a->options.causal || a->options.left.bounded || a->options.right.bounded || a->options.alibi_slopes || a->options.relative_bias) {
+    if (a->options.causal || a->options.left.bounded || a->options.right.bounded || a->options.alibi_slopes ||
+        a->options.relative_bias) {
         set_lane_ranges(a, t, p);
         join_ranges(p);
         return;

@@ -16,8 +16,8 @@ static void find_max(struct key_block *b)
 }
 
 /* The keys of the block that begins at key0, and what mask and bias say of them. Returns 0 if no lane sees any. */
-static int find_keys(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p, ptrdiff_t key0,
-                     struct key_block *b)
+static int find_keys(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                     ptrdiff_t key0, struct key_block *b)
 {
     /* The same keys are always one step. One of them may be a key that no lane sees: it is in the range, and hidden. */
     b->first = larger(key0, p->min_first / TERMS * TERMS);
@@ -51,7 +51,8 @@ static int score_block(const struct sa_attention *a, const struct sa_attention_t
         int staged = gathers_keys(a), wanted = staged ? !b->values.copied : b->prefetch_pending;
         b->prefetch_pending = 0;
         ptrdiff_t next = b->first + (staged ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
-        struct prefetch_rows prefetch[2] = {prefetch_key_rows(a, &b->keys, next, wanted), prefetch_key_rows(a, &b->values, b->first, wanted)};
+        struct prefetch_rows prefetch[2] = {prefetch_key_rows(a, &b->keys, next, wanted),
+                                            prefetch_key_rows(a, &b->values, b->first, wanted)};
         multiply_keys(p, b, steps(a->head_dim), SA_SCORE_CHAIN / TERMS, keys, p->query, scores, done ? b->max : NULL,
                       prefetch);
     }

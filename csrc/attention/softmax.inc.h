@@ -26,8 +26,8 @@ INLINE vreal raise_max(const real *block_max, real log2_scale, real *max, real *
 }
 
 /* The scores become weights relative to the new maximum; `paired`: the weights of a step's keys, one operand. */
-INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
-                       struct softmax_state *s, real *rescale)
+INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real log2_scale, real *scores,
+                       const real *block_max, struct softmax_state *s, real *rescale)
 {
     vreal max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(log2_scale);
     for (int v = 0; v < nv; ++v) {
@@ -70,8 +70,8 @@ INLINE void softmax_by(int nv, const int paired, ptrdiff_t keys, real log2_scale
         softmax_nv(MAX_NV > 2 ? 4 : 1, paired, keys, log2_scale, scores, block_max, s, rescale);
 }
 
-static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max, struct softmax_state *s,
-                    real *rescale)
+static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
+                    struct softmax_state *s, real *rescale)
 {
     if (TERMS == 2 && paired)
         softmax_by(nv, 1, keys, log2_scale, scores, block_max, s, rescale);
@@ -80,7 +80,8 @@ static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *s
 }
 
 /* No more keys will come: what the weights are divided by, the sinks among it. */
-static void close_total(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p, struct score_scale scaling)
+static void close_total(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
+                        struct score_scale scaling)
 {
     ptrdiff_t group = sa_group(a);
     for (int v = 0; v < p->nv; ++v) {
@@ -101,12 +102,14 @@ static void close_total(const struct sa_attention *a, const struct sa_attention_
     }
 }
 
-static void store_lse(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p, struct score_scale s)
+static void store_lse(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
+                      struct score_scale s)
 {
     ptrdiff_t group = sa_group(a);
     for (ptrdiff_t i = 0; i < p->rows; ++i) {
         double sum = (double)p->total.sum[i];
-        double max = t->sinks ? (double)p->sink_max[i] : (double)p->total.max[i] * (s.logits ? 1.0 : (double)s.to_logits);
+        double max =
+            t->sinks ? (double)p->sink_max[i] : (double)p->total.max[i] * (s.logits ? 1.0 : (double)s.to_logits);
         double lse = sum == 0.0 ? -(double)INFINITY : max + natural_log(sum);
         *(scalar_any *)row_of(&a->lse, t->lse, group, p->row0 + i) = (real)lse;
     }

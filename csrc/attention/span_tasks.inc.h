@@ -6,7 +6,8 @@
 #include "attention/driver.inc.h"
 
 /* The keys that a tile may see: none outside of first .. last - 1. */
-static void key_range(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t *first, ptrdiff_t *last)
+static void key_range(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t *first,
+                      ptrdiff_t *last)
 {
     *first = PTRDIFF_MAX, *last = 0;
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES) {
@@ -26,14 +27,15 @@ static size_t span_bytes(const struct sa_attention *a)
     return (size_t)panels * sizeof(struct softmax_state) + (size_t)(width * a->value_dim) * sizeof(real);
 }
 
-static struct softmax_state *next_kept_state(const struct sa_attention *a, const struct query_panel *p, struct softmax_state *s)
+static struct softmax_state *next_kept_state(const struct sa_attention *a, const struct query_panel *p,
+                                             struct softmax_state *s)
 {
     return (struct softmax_state *)((real *)(s + 1) + a->value_dim * p->width);
 }
 
 /* The span that begins at first_key. */
-static int attention_span(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t first_key, void *states,
-                          void *workspace)
+static int attention_span(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t first_key,
+                          void *states, void *workspace)
 {
     struct query_panel panels[SHARED_PANELS];
     struct key_block b;

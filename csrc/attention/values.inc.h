@@ -28,8 +28,8 @@ static void note_prefetched(struct key_block *b, ptrdiff_t rows)
 }
 
 /* outputs = outputs * rescale + this block's chain */
-static void add_values(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p, struct key_block *b,
-                       real *rescale)
+static void add_values(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
+                       struct key_block *b, real *rescale)
 {
     struct operand rows = gathered_rows(a, t, &b->values, b->first, b->last), values = {rows.data, rows.col, rows.row};
     struct lane_rows outputs = {p->span.outputs, p->width};

@@ -7,8 +7,8 @@
 
 /* out[dim, lane] (+)= sum over the keys of a block, step by step, of values[dim, key] * weights[key, lane]. */
 static void multiply_values(multiply *with, const struct query_panel *p, const struct key_block *b, ptrdiff_t dim,
-                            struct operand values, const real *weights, ptrdiff_t stride, struct lane_rows out, real *lanes,
-                            const struct prefetch_rows prefetch[2])
+                            struct operand values, const real *weights, ptrdiff_t stride, struct lane_rows out,
+                            real *lanes, const struct prefetch_rows prefetch[2])
 {
     if (!b->partly_visible) {
         with(p->nv, dim, steps(b->last - b->first), values, weights, stride, out, lanes, prefetch);
@@ -19,16 +19,16 @@ static void multiply_values(multiply *with, const struct query_panel *p, const s
         visible_keys(p, b, v, &first, &last);
         ptrdiff_t step = (first - b->first) / TERMS, some = steps(last - first), lane = v * LANES;
         struct operand these = {values.data + step * values.col, values.row, values.col};
-        with(1, dim, some, these, weights + step * stride + lane, stride, (struct lane_rows){out.data + lane, out.stride},
-             lanes ? lanes + lane : NULL, v + 1 < p->nv ? NULL : prefetch);
+        with(1, dim, some, these, weights + step * stride + lane, stride,
+             (struct lane_rows){out.data + lane, out.stride}, lanes ? lanes + lane : NULL,
+             v + 1 < p->nv ? NULL : prefetch);
     }
 }
 
-
 /* The values' pass with the lanes' visibility: the same chain of additions, but the weight 0 of a key that a lane does
  * not see meets a value of 0. */
-static void add_visible_values(const struct query_panel *p, const struct key_block *b, struct operand values, ptrdiff_t dim,
-                               struct lane_rows outputs, const real *rescale)
+static void add_visible_values(const struct query_panel *p, const struct key_block *b, struct operand values,
+                               ptrdiff_t dim, struct lane_rows outputs, const real *rescale)
 {
     for (ptrdiff_t d = 0; d < dim; ++d)
         for (int v = 0; v < p->nv; ++v) {

@@ -44,8 +44,8 @@ static int vectors_together(ptrdiff_t left)
 }
 
 /* outputs = outputs * rescale + this block's chain; values: key by key, whole vectors. */
-static void add_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim, struct operand values, real *rescale,
-                     const struct prefetch_rows next[2])
+static void add_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim, struct operand values,
+                     real *rescale, const struct prefetch_rows next[2])
 {
     const ptrdiff_t size = sizeof(real), stride = values.row / size;
     multiply *with = p->span.empty ? multiply_store : multiply_rescale_rows;
@@ -67,8 +67,8 @@ static void add_rows(const struct query_panel *p, const struct key_block *b, ptr
 }
 
 /* The same with each row's visibility: the weight 0 of a key that it does not see meets a value of 0. */
-static void add_visible_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim, struct operand values,
-                             const real *rescale)
+static void add_visible_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim,
+                             struct operand values, const real *rescale)
 {
     const ptrdiff_t size = sizeof(real);
     for (ptrdiff_t row = 0; row < p->rows; ++row)

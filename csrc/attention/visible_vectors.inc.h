@@ -10,14 +10,16 @@
 #include "matmul/product.inc.h"
 
 /* The keys that some lane of a vector may see, of a block; from a step's first key on. */
-static void visible_keys(const struct query_panel *p, const struct key_block *b, int v, ptrdiff_t *first, ptrdiff_t *last)
+static void visible_keys(const struct query_panel *p, const struct key_block *b, int v, ptrdiff_t *first,
+                         ptrdiff_t *last)
 {
     *first = smaller(b->last, larger(b->first, p->visible_first[v] / TERMS * TERMS));
     *last = larger(*first, smaller(b->last, p->visible_last[v]));
 }
 
 /* From a key on, as far as the same vectors see the next one: where that ends, and which those are, from .. to - 1. */
-static ptrdiff_t same_visible_vectors(const struct query_panel *p, const struct key_block *b, ptrdiff_t key, int *from, int *to)
+static ptrdiff_t same_visible_vectors(const struct query_panel *p, const struct key_block *b, ptrdiff_t key, int *from,
+                                      int *to)
 {
     ptrdiff_t end = b->last, first, last;
     *from = p->nv;
@@ -53,7 +55,8 @@ static void multiply_keys(const struct query_panel *p, const struct key_block *b
         end = same_visible_vectors(p, b, key, &from, &to);
         if (from < to)
             multiply_long(to - from, 0, end - key, depth, chain, these, panel + from * LANES, p->width,
-                          (struct lane_rows){out.data + row * out.stride + from * LANES, out.stride}, NULL, prefetch_part);
+                          (struct lane_rows){out.data + row * out.stride + from * LANES, out.stride}, NULL,
+                          prefetch_part);
     }
 }
 

@@ -37,8 +37,8 @@ struct sa_attention_options {
     uint64_t seed;                      /* of what is dropped */
     enum sa_format format;              /* of products, where this processor has an instruction for it */
     const double *alibi_slopes, *sinks; /* NULL, or (num_heads,) */
-    const double *relative_bias;        /* NULL, or (num_heads, 2 * relative_reach + 1): added to the score of a key by */
-    ptrdiff_t relative_reach;           /* its distance from the query's position, at most so far on either side */
+    const double *relative_bias; /* NULL, or (num_heads, 2 * relative_reach + 1): added to the score of a key by */
+    ptrdiff_t relative_reach;    /* its distance from the query's position, at most so far on either side */
 };
 
 /* Numbers of a head in relative_bias. */
@@ -57,7 +57,7 @@ struct sa_attention {
     struct sa_array query, key, value, out, mask, bias, lse;
     struct sa_array key_scale, value_scale; /* float32, what int8 keys and values are multiplied by */
     struct sa_array grad_out, grad_query, grad_key, grad_value, grad_bias, grad_sinks, grad_alibi; /* backward only */
-    double *grad_relative_bias; /* (num_heads, 2 * relative_reach + 1), or NULL */
+    double *grad_relative_bias;                /* (num_heads, 2 * relative_reach + 1), or NULL */
     enum sa_dtype dtype, kv_dtype, bias_dtype; /* of query and out; of key and value; lse is float32, or float64 */
     int num_leading;
     ptrdiff_t leading_shape[SA_MAX_LEADING];
@@ -113,12 +113,12 @@ struct sa_linear_backward {
 
 /* Rows that turn by their positions, in place (rotary positions; Su et al., 2021). */
 struct sa_rotary {
-    void *x;                      /* (rows, num_heads, head_dim), of which the first 2 * pairs channels turn */
-    const void *cosines, *sines;  /* (positions, pairs) */
-    const int32_t *positions;     /* (rows,) */
-    ptrdiff_t x_stride;           /* numbers from row to row */
+    void *x;                     /* (rows, num_heads, head_dim), of which the first 2 * pairs channels turn */
+    const void *cosines, *sines; /* (positions, pairs) */
+    const int32_t *positions;    /* (rows,) */
+    ptrdiff_t x_stride;          /* numbers from row to row */
     ptrdiff_t rows, num_heads, head_dim, pairs;
-    int interleaved;              /* a pair is (2i, 2i + 1), else (i, i + pairs) */
+    int interleaved; /* a pair is (2i, 2i + 1), else (i, i + pairs) */
 };
 
 /* Rows, normalised: LayerNorm, or RMSNorm. A row may be several parts, each of which is normalised by itself. */
@@ -127,7 +127,7 @@ struct sa_norm {
     const void *residual;          /* NULL, or rows that are added to the result, as y lies */
     void *y;                       /* may be x, and may be the residual */
     ptrdiff_t rows, width;
-    ptrdiff_t parts, stride;       /* parts of a row, side by side; numbers from row to row */
+    ptrdiff_t parts, stride; /* parts of a row, side by side; numbers from row to row */
     double eps;
     int rms;
 };

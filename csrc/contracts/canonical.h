@@ -10,9 +10,9 @@ enum {
     SA_KEY_BLOCK = 144,              /* keys that share one maximum, ... */
     SA_KEY_SPAN = 12 * SA_KEY_BLOCK, /* ... and keys of one chain of blocks: functions of nothing but the key's index */
     SA_BACKWARD_ROWS = 64,           /* rows of the scores that are one chain in the gradient of a key */
-    SA_LINEAR_CHAIN = 384,           /* products of a linear layer, or rows of its weight's gradient, that are one chain */
-    SA_NORM_SUMS = 16,               /* sums of a row in a norm: number i is added to sum i % 16 */
-    SA_SUM_ROWS = 64,                /* rows that are one chain in the gradients of biases and norms */
+    SA_LINEAR_CHAIN = 384, /* products of a linear layer, or rows of its weight's gradient, that are one chain */
+    SA_NORM_SUMS = 16,     /* sums of a row in a norm: number i is added to sum i % 16 */
+    SA_SUM_ROWS = 64,      /* rows that are one chain in the gradients of biases and norms */
 };
 
 #endif

@@ -11,10 +11,10 @@ enum sa_dtype { SA_FLOAT32 = 0, SA_FLOAT64, SA_FLOAT16, SA_BFLOAT16, SA_INT8 };
 enum sa_format { SA_FORMAT_NUMBERS = 0, SA_FORMAT_BFLOAT16, SA_FORMATS };
 
 struct sa_format_description {
-    const char *name;           /* what a caller asks for: `precision` */
-    enum sa_dtype operand;      /* one factor of a product; */
-    enum sa_dtype accumulator;  /* what products are summed in */
-    int terms;                  /* products that one step of a sum takes: their operands lie side by side */
+    const char *name;          /* what a caller asks for: `precision` */
+    enum sa_dtype operand;     /* one factor of a product; */
+    enum sa_dtype accumulator; /* what products are summed in */
+    int terms;                 /* products that one step of a sum takes: their operands lie side by side */
 };
 
 extern const struct sa_format_description sa_formats[SA_FORMATS];

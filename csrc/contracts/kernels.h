@@ -22,14 +22,15 @@ struct sa_attention_task {
     const char *grad_out;
     char *grad_query, *grad_key, *grad_value, *grad_bias, *grad_sinks, *grad_alibi; /* NULL where not wanted */
     double *grad_relative_bias;
-    ptrdiff_t item, head;               /* what it is of: the item, the first head */
-    const int64_t *pages;               /* of the item, or NULL */
+    ptrdiff_t item, head;                               /* what it is of: the item, the first head */
+    const int64_t *pages;                               /* of the item, or NULL */
     const double *alibi_slopes, *sinks, *relative_bias; /* of the first head, or NULL */
-    ptrdiff_t q_len, valid_keys;        /* no key from valid_keys on is seen */
-    ptrdiff_t position0;                /* of query 0 among the keys */
+    ptrdiff_t q_len, valid_keys;                        /* no key from valid_keys on is seen */
+    ptrdiff_t position0;                                /* of query 0 among the keys */
     ptrdiff_t row0, rows;
-    int first;                  /* of its head to be begun: it brings keys and values into the caches */
-    const struct sa_attention_task *next; /* NULL, or the one this thread is likely to compute next: fetched meanwhile */
+    int first; /* of its head to be begun: it brings keys and values into the caches */
+    const struct sa_attention_task
+        *next; /* NULL, or the one this thread is likely to compute next: fetched meanwhile */
 };
 
 /* Are a head's keys and values more than a core has of the last cache? */
@@ -40,29 +41,31 @@ static inline int sa_keys_exceed_cache(const struct sa_attention *a)
 
 struct sa_kernels {
     const char *isa;
-    int lanes;                        /* numbers per vector */
-    int number_bytes;                 /* 4, or 8 for the float64 kernels */
-    enum sa_format format;            /* of the operands of products */
-    ptrdiff_t panel_width;            /* columns of one packed panel of weights */
-    int (*runs_here)(void);           /* do this CPU and its operating system support it? */
-    const struct sa_kernels *float64; /* the same in float64 */
+    int lanes;                                    /* numbers per vector */
+    int number_bytes;                             /* 4, or 8 for the float64 kernels */
+    enum sa_format format;                        /* of the operands of products */
+    ptrdiff_t panel_width;                        /* columns of one packed panel of weights */
+    int (*runs_here)(void);                       /* do this CPU and its operating system support it? */
+    const struct sa_kernels *float64;             /* the same in float64 */
     const struct sa_kernels *formats[SA_FORMATS]; /* the same with other products; NULL: no instruction for them */
 
     int (*gathers_keys)(const struct sa_attention *); /* do a tile's panels share a copy of keys and values? */
     size_t (*attention_workspace)(const struct sa_attention *);
     int (*attention)(const struct sa_attention *, const struct sa_attention_task *, void *workspace);
     /* The same in parts: each span of the keys that a tile may see, kept in span_bytes; then all of them merged. */
-    void (*key_range)(const struct sa_attention *, const struct sa_attention_task *, ptrdiff_t *first_key, ptrdiff_t *last_key);
+    void (*key_range)(const struct sa_attention *, const struct sa_attention_task *, ptrdiff_t *first_key,
+                      ptrdiff_t *last_key);
     size_t (*span_bytes)(const struct sa_attention *);
-    int (*attention_span)(const struct sa_attention *, const struct sa_attention_task *, ptrdiff_t first_key, void *states,
-                          void *workspace);
+    int (*attention_span)(const struct sa_attention *, const struct sa_attention_task *, ptrdiff_t first_key,
+                          void *states, void *workspace);
     void (*merge_spans)(const struct sa_attention *, const struct sa_attention_task *, ptrdiff_t spans, void *states);
     int (*attention_weights)(const struct sa_attention *, const struct sa_attention_task *, void *workspace);
     int (*row_statistics)(const struct sa_attention *, const struct sa_attention_task *, void *workspace);
     size_t (*backward_workspace)(const struct sa_attention *);
     int (*attention_backward)(const struct sa_attention *, const struct sa_attention_task *, ptrdiff_t first_key,
                               ptrdiff_t last_key, void *workspace);
-    int (*column_sums)(const struct sa_attention *, const struct sa_attention_task *, ptrdiff_t first_key, void *workspace);
+    int (*column_sums)(const struct sa_attention *, const struct sa_attention_task *, ptrdiff_t first_key,
+                       void *workspace);
 
     void (*pack_weights)(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
                          void *packed);

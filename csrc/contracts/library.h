@@ -13,8 +13,8 @@ struct sa_library {
     int (*attention)(const struct sa_kernels *, const struct sa_attention *, enum sa_result, int num_threads);
     int (*attention_backward)(const struct sa_kernels *, const struct sa_attention *, int num_threads);
     size_t (*packed_bytes)(const struct sa_kernels *, ptrdiff_t depth, ptrdiff_t width);
-    int (*pack)(const struct sa_kernels *, const struct sa_array *weight, ptrdiff_t depth, ptrdiff_t width, void *packed,
-                int num_threads);
+    int (*pack)(const struct sa_kernels *, const struct sa_array *weight, ptrdiff_t depth, ptrdiff_t width,
+                void *packed, int num_threads);
     int (*linear)(const struct sa_kernels *, const struct sa_linear *, int num_threads);
     int (*linear_backward)(const struct sa_kernels *, const struct sa_linear_backward *, int num_threads);
     int (*norm)(const struct sa_kernels *, const struct sa_norm *, int num_threads);
@@ -24,7 +24,8 @@ struct sa_library {
     int (*rotary)(const struct sa_kernels *, const struct sa_rotary *, int num_threads);
     void (*rotary_angles)(const double *frequencies, ptrdiff_t pairs, ptrdiff_t positions, double factor,
                           float *cosines, float *sines);
-    int (*sum_rows)(const struct sa_kernels *, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y, int num_threads);
+    int (*sum_rows)(const struct sa_kernels *, const void *x, ptrdiff_t rows, ptrdiff_t width, void *y,
+                    int num_threads);
 
     int (*encoder_run)(const struct sa_encoder *, float *x, const int64_t *cu_seqlens, ptrdiff_t sequences,
                        const struct sa_rotary_table *, sa_layer_loop, ptrdiff_t first_layer, ptrdiff_t end_layer,
@@ -32,7 +33,8 @@ struct sa_library {
     int (*attend)(const struct sa_micro_batch *, const struct sa_layer *);
     int (*for_rows)(const struct sa_micro_batch *, const struct sa_layer *done, const struct sa_layer *next,
                     sa_between_attentions);
-    void (*rows_norm)(struct sa_rows *, const struct sa_norm_weights *, const float *x, const float *residual, float *y);
+    void (*rows_norm)(struct sa_rows *, const struct sa_norm_weights *, const float *x, const float *residual,
+                      float *y);
     const float *(*rows_normed)(struct sa_rows *, const struct sa_norm_weights *, const float *x);
     void (*rows_project)(struct sa_rows *, const struct sa_layer *, const float *x);
     void (*rows_output)(struct sa_rows *, const struct sa_layer *, const float *residual, float *y);

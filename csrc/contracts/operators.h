@@ -13,8 +13,8 @@ int sa_attention_backward_run(const struct sa_kernels *, const struct sa_attenti
 
 /* A weight as panels: the bytes that they take, whole cache lines; and to write them. `weight` has any strides. */
 size_t sa_packed_bytes(const struct sa_kernels *, ptrdiff_t depth, ptrdiff_t width);
-int sa_pack_run(const struct sa_kernels *, const struct sa_array *weight, ptrdiff_t depth, ptrdiff_t width, void *packed,
-                int num_threads);
+int sa_pack_run(const struct sa_kernels *, const struct sa_array *weight, ptrdiff_t depth, ptrdiff_t width,
+                void *packed, int num_threads);
 
 int sa_linear_run(const struct sa_kernels *, const struct sa_linear *, int num_threads);
 int sa_linear_backward_run(const struct sa_kernels *, const struct sa_linear_backward *, int num_threads);

@@ -11,21 +11,21 @@ enum {
     SA_ROWS_PER_TASK = 64,       /* of an operator that takes each row by itself */
 
     /* attention */
-    SA_SHARED_PANELS = 4,              /* times as many rows of a task, where its panels share gathered keys */
-    SA_CORE_CACHE_BYTES = 4 << 20,     /* of keys and values that one core has room for in the last cache */
-    SA_DECODE_CACHE_BYTES = 2 << 20,   /* of keys and values that decode finds in the caches */
-    SA_DECODE_PREFETCH_BYTES = 24576,  /* ahead of the row that decode reads */
-    SA_DECODE_CHUNK_KEYS = 48,         /* values of long rows that the first cache keeps from pass to pass */
+    SA_SHARED_PANELS = 4,               /* times as many rows of a task, where its panels share gathered keys */
+    SA_CORE_CACHE_BYTES = 4 << 20,      /* of keys and values that one core has room for in the last cache */
+    SA_DECODE_CACHE_BYTES = 2 << 20,    /* of keys and values that decode finds in the caches */
+    SA_DECODE_PREFETCH_BYTES = 24576,   /* ahead of the row that decode reads */
+    SA_DECODE_CHUNK_KEYS = 48,          /* values of long rows that the first cache keeps from pass to pass */
     SA_PREFETCH_NEXT_NUMBERS = 1 << 20, /* of queries and outputs: beyond, those of the next task are fetched */
-    SA_PREFETCH_NEXT_QUERIES = 16,     /* of an item, at least, and */
-    SA_PREFETCH_NEXT_DIMENSIONS = 16,  /* of a value, at least: a row is fetched with each of them */
+    SA_PREFETCH_NEXT_QUERIES = 16,      /* of an item, at least, and */
+    SA_PREFETCH_NEXT_DIMENSIONS = 16,   /* of a value, at least: a row is fetched with each of them */
 
     /* linear layers */
-    SA_LINEAR_ROWS = 96,                 /* of a task */
-    SA_LINEAR_SCRATCH_ROWS = 48,         /* whose sums wait in the first cache for bias, activation and residual */
-    SA_WEIGHT_PREFETCH_BYTES = 8192,     /* ahead in a weight, where one tile has all rows */
-    SA_WEIGHT_GRADIENT_BYTES = 288 * 4,  /* of a row of x: what a task of a weight's gradient takes of it at most */
-    SA_WEIGHT_GRADIENT_COLUMNS = 48,     /* whole tiles of it, whatever the instruction set */
+    SA_LINEAR_ROWS = 96,                /* of a task */
+    SA_LINEAR_SCRATCH_ROWS = 48,        /* whose sums wait in the first cache for bias, activation and residual */
+    SA_WEIGHT_PREFETCH_BYTES = 8192,    /* ahead in a weight, where one tile has all rows */
+    SA_WEIGHT_GRADIENT_BYTES = 288 * 4, /* of a row of x: what a task of a weight's gradient takes of it at most */
+    SA_WEIGHT_GRADIENT_COLUMNS = 48,    /* whole tiles of it, whatever the instruction set */
 
     /* encoders */
     SA_MICRO_BATCH_TOKENS = 384, /* for each thread; more where one sequence is longer */

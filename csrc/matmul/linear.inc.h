@@ -16,7 +16,7 @@ INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
 
 /* Up to LANES rows of up to LANES columns of W, from `from` on: block[row]; zeros where there are none. */
 INLINE void load_weight_square(const char *from, ptrdiff_t row, ptrdiff_t col, ptrdiff_t rows, ptrdiff_t columns,
-                       vreal block[LANES])
+                               vreal block[LANES])
 {
     if (row == (ptrdiff_t)sizeof(real)) { /* a transposed weight: its columns are contiguous */
         const char *lines[LANES];
@@ -39,8 +39,8 @@ static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdi
             ptrdiff_t rows = smaller(LANES, depth - p);
             for (ptrdiff_t i = 0; i < lanes; i += LANES) {
                 vreal block[LANES];
-                load_weight_square(weight + p * row + (first + i) * col, row, col, rows, smaller(LANES, width - first - i),
-                           block);
+                load_weight_square(weight + p * row + (first + i) * col, row, col, rows,
+                                   smaller(LANES, width - first - i), block);
                 for (ptrdiff_t j = 0; j < steps(rows); ++j)
                     vstore(to + j * lanes + i, vpair(block[j * TERMS], block[j * TERMS + TERMS - 1]));
             }
@@ -154,8 +154,8 @@ static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptr
 #endif
 
 /* Some columns of the rows of a matrix, if there is one. */
-INLINE struct prefetch_rows part_of_rows(const void *matrix, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column,
-                                 ptrdiff_t columns)
+INLINE struct prefetch_rows part_of_rows(const void *matrix, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t row,
+                                         ptrdiff_t column, ptrdiff_t columns)
 {
     if (!matrix) return (struct prefetch_rows){0};
     return (struct prefetch_rows){
@@ -178,8 +178,8 @@ static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
             struct prefetch_rows finished[2] = {
                 part_of_rows(l->y, (l->y_dtype == SA_BFLOAT16) ? 2 : sizeof(real), l->y_stride, row, column, columns),
                 part_of_rows(l->residual, sizeof(real), l->residual_stride, row, column, columns)};
-            multiply_long(nv, row == row0, last - row, steps(l->weight.depth), SA_LINEAR_CHAIN / TERMS, x, packed, nv * LANES,
-                          c, NULL, finished);
+            multiply_long(nv, row == row0, last - row, steps(l->weight.depth), SA_LINEAR_CHAIN / TERMS, x, packed,
+                          nv * LANES, c, NULL, finished);
             finish(l, row, last, column, columns, c);
         }
     }

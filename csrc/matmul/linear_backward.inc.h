@@ -77,7 +77,8 @@ static void linear_backward(const struct sa_linear_backward *g, ptrdiff_t row0, 
                         panel_vectors(g->d_out, panel) * LANES);
             from = panel + 1 < panel1 ? from + PANEL_LANES : grad_y + SA_LINEAR_CHAIN * g->d_out + panel0 * PANEL_LANES;
             for (ptrdiff_t i = in0; i < in1; i += SA_LINEAR_SCRATCH_ROWS) {
-                ptrdiff_t some = smaller(SA_LINEAR_SCRATCH_ROWS, in1 - i); /* and meanwhile, twice as many rows of the next panel */
+                ptrdiff_t some =
+                    smaller(SA_LINEAR_SCRATCH_ROWS, in1 - i); /* and meanwhile, twice as many rows of the next panel */
                 struct prefetch_rows next = part_of_rows(from, sizeof(real), g->d_out, 2 * (i - in0), 0, PANEL_LANES);
                 struct prefetch_rows prefetch[2] = {next, prefetch_from(next, some)};
                 chain_of_panel(g, panel, row == 0, rows, i, some, block + i - in0, packed, prefetch);

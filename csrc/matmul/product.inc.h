@@ -7,7 +7,8 @@
 
 /* Any number of rows: full tiles, then 4, 2 and 1. */
 INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
-                        const real *b, ptrdiff_t b_stride, struct lane_rows c, real *lanes, const struct prefetch_rows prefetch[2])
+                        const real *b, ptrdiff_t b_stride, struct lane_rows c, real *lanes,
+                        const struct prefetch_rows prefetch[2])
 {
     ptrdiff_t done = 0;
     vreal lane[MAX_NV];
@@ -15,9 +16,9 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
         lane[v] = mode == TILE_RESCALE ? vload(lanes + v * LANES) : vsplat(-INFINITY);
 #define SA_TILES(height)                                                                                               \
     {                                                                                                                  \
-        if (prefetch) {                                                                                                   \
-            issue_prefetch(&prefetch[0], done, height);                                                                      \
-            issue_prefetch(&prefetch[1], done, height);                                                                      \
+        if (prefetch) {                                                                                                \
+            issue_prefetch(&prefetch[0], done, height);                                                                \
+            issue_prefetch(&prefetch[1], done, height);                                                                \
         }                                                                                                              \
         tile(height, nv, mode, depth, a, b, b_stride, c, lane, mode == TILE_RESCALE_ROWS ? lanes + done : NULL, NULL); \
         done += (height);                                                                                              \
@@ -53,9 +54,9 @@ typedef void multiply(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
 /* The RESCALE modes read `lanes`, TILE_RESCALE_ROWS a factor for each row; the MAX modes write each lane's maximum there. */
 #define SA_MULTIPLY(name, mode)                                                                                        \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,     \
-                     struct lane_rows c, real *lanes, const struct prefetch_rows prefetch[2])                                         \
+                     struct lane_rows c, real *lanes, const struct prefetch_rows prefetch[2])                          \
     {                                                                                                                  \
-        SA_BY_VECTORS(multiply_nv, mode, rows, depth, a, b, b_stride, c, lanes, prefetch);                                \
+        SA_BY_VECTORS(multiply_nv, mode, rows, depth, a, b, b_stride, c, lanes, prefetch);                             \
     }
 SA_MULTIPLY(multiply_store, TILE_STORE)
 SA_MULTIPLY(multiply_add, TILE_ADD)
@@ -73,14 +74,14 @@ SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
 enum { MIN_STREAM_ROWS = WIDE_VECTORS ? 6 : 1 };
 
 INLINE void partial_tile_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
-                        const real *b, ptrdiff_t b_stride, struct lane_rows c, struct prefetch_stream *stream)
+                            const real *b, ptrdiff_t b_stride, struct lane_rows c, struct prefetch_stream *stream)
 {
     switch (rows) {
 #define SA_HEIGHT(height)                                                                                              \
     case (height):                                                                                                     \
         if ((height) < TILE_ROWS(nv))                                                                                  \
             tile(height, nv, mode, depth, a, b, b_stride, c, NULL, NULL,                                               \
-                 2 * (height) < MIN_STREAM_ROWS ? NULL : stream);                                                       \
+                 2 * (height) < MIN_STREAM_ROWS ? NULL : stream);                                                      \
         break;
         SA_HEIGHT(1)
         SA_HEIGHT(2)
@@ -97,8 +98,8 @@ INLINE void partial_tile_nv(const int nv, const enum tile_mode mode, ptrdiff_t r
 
 /* A tile that is not full. (By itself: the loop of full tiles is the faster without.) */
 static __attribute__((noinline)) void partial_tile(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth,
-                                               struct operand a, const real *b, ptrdiff_t b_stride, struct lane_rows c,
-                                               struct prefetch_stream *stream)
+                                                   struct operand a, const real *b, ptrdiff_t b_stride,
+                                                   struct lane_rows c, struct prefetch_stream *stream)
 {
     if (mode == TILE_STORE) {
         SA_BY_VECTORS(partial_tile_nv, TILE_STORE, rows, depth, a, b, b_stride, c, stream);
@@ -114,11 +115,13 @@ INLINE ptrdiff_t streamed_height(ptrdiff_t left, ptrdiff_t full)
     return left > full ? (left + 1) / 2 : left;
 }
 
-INLINE void multiply_streamed_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
-                            const real *b, ptrdiff_t b_stride, struct lane_rows c, const struct prefetch_rows prefetch[2])
+INLINE void multiply_streamed_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth,
+                                 struct operand a, const real *b, ptrdiff_t b_stride, struct lane_rows c,
+                                 const struct prefetch_rows prefetch[2])
 {
     const ptrdiff_t full = TILE_ROWS(nv), bytes = rows < MIN_STREAM_ROWS ? 0 : b_stride * (ptrdiff_t)sizeof(real);
-    struct prefetch_stream stream = {rows > full ? (const char *)(b + depth * b_stride) : (const char *)b + SA_WEIGHT_PREFETCH_BYTES, 0};
+    struct prefetch_stream stream = {
+        rows > full ? (const char *)(b + depth * b_stride) : (const char *)b + SA_WEIGHT_PREFETCH_BYTES, 0};
     for (ptrdiff_t done = 0, height; done < rows; done += height) {
         height = streamed_height(rows - done, full);
         stream.bytes = (bytes * height + rows - 1) / rows; /* all of it with all the rows */
@@ -135,8 +138,9 @@ INLINE void multiply_streamed_nv(const int nv, const enum tile_mode mode, ptrdif
     }
 }
 
-static void multiply_streamed(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b,
-                         ptrdiff_t b_stride, struct lane_rows c, const struct prefetch_rows prefetch[2])
+static void multiply_streamed(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
+                              const real *b, ptrdiff_t b_stride, struct lane_rows c,
+                              const struct prefetch_rows prefetch[2])
 {
     if (mode == TILE_STORE) {
         SA_BY_VECTORS(multiply_streamed_nv, TILE_STORE, rows, depth, a, b, b_stride, c, prefetch);
@@ -149,13 +153,15 @@ static void multiply_streamed(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdi
 
 /* C = A * B. With `max`, also each lane's maximum; `far`, if B comes from prefetches, and what follows it is wanted next. */
 INLINE void multiply_long(int nv, int far, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
-                          const real *b, ptrdiff_t b_stride, struct lane_rows c, real *max, const struct prefetch_rows prefetch[2])
+                          const real *b, ptrdiff_t b_stride, struct lane_rows c, real *max,
+                          const struct prefetch_rows prefetch[2])
 {
     for (ptrdiff_t left = depth; left > 0 || left == depth; left -= chain) {
         ptrdiff_t terms = left < chain ? left : chain;
         int first = left == depth, raise = max && left <= chain;
         if (far)
-            multiply_streamed(nv, first ? TILE_STORE : TILE_ADD, rows, terms, a, b, b_stride, c, first ? prefetch : NULL);
+            multiply_streamed(nv, first ? TILE_STORE : TILE_ADD, rows, terms, a, b, b_stride, c,
+                              first ? prefetch : NULL);
         else if (first)
             (raise ? multiply_max : multiply_store)(nv, rows, terms, a, b, b_stride, c, max, prefetch);
         else

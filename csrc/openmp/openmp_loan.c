@@ -172,7 +172,8 @@ void sa_openmp_end(struct sa_openmp_loan *loan)
 {
     if (atomic_load(&known.orphaned)) return; /* forked meanwhile: nobody would come */
     loan->library->end();
-    if (loan->clock_known) team_clocks[loan->library - known.libraries] = (struct team_clock){.known = true, .clock = loan->clock};
+    if (loan->clock_known)
+        team_clocks[loan->library - known.libraries] = (struct team_clock){.known = true, .clock = loan->clock};
 }
 
 /* ---- birth and fork ------------------------------------------------------------------------------------------ */

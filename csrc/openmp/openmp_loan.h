@@ -22,7 +22,7 @@ struct sa_openmp_loan {
     void (*work)(void *context, int number); /* what each thread of the team does, number > 0 */
     void *context;
     const struct sa_openmp_library *library; /* whose threads they are */
-    bool clock_known;                 /* thread number 1 has told its clock */
+    bool clock_known;                        /* thread number 1 has told its clock */
     clockid_t clock;
 };
 

@@ -126,7 +126,8 @@ static int column_sums_task(void *context, ptrdiff_t index)
     void *workspace = sa_workspace(job->workspace);
     int status = workspace ? SA_OK : SA_NO_MEMORY;
     for (ptrdiff_t task = 0; task < job->tasks.per_head && !status; ++task) {
-        struct sa_attention_task t = sa_attention_task_of(a, head / a->num_kv_heads, head % a->num_kv_heads, task, SA_TASK_ROWS);
+        struct sa_attention_task t =
+            sa_attention_task_of(a, head / a->num_kv_heads, head % a->num_kv_heads, task, SA_TASK_ROWS);
         t.first = task == 0;
         status = job->kernels->column_sums(a, &t, span * SA_KEY_SPAN, workspace);
     }

@@ -16,7 +16,7 @@ enum { ALL_KEYS = -1 };
 
 /* A task's part in the gradients. */
 static int run_backward(const struct backward_job *job, struct sa_attention_task t, enum part part, ptrdiff_t span,
-                         void *workspace)
+                        void *workspace)
 {
     if (part == OWN_ROWS) t.grad_key = t.grad_value = NULL;
     if (part == KEYS) t.grad_query = t.grad_sinks = t.grad_alibi = NULL;

@@ -45,8 +45,8 @@ static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct 
 }
 
 /* The index-th of tasks of so many rows. */
-struct sa_attention_task sa_attention_task_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t index,
-                          ptrdiff_t rows)
+struct sa_attention_task sa_attention_task_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_t kv_head,
+                                              ptrdiff_t index, ptrdiff_t rows)
 {
     ptrdiff_t group = sa_group(a), head = kv_head * group;
     ptrdiff_t rows_of = a->block_table ? 0 : item; /* pages belong to no item */
@@ -94,7 +94,7 @@ int sa_plan_attention_tasks(const struct sa_attention *a, ptrdiff_t rows, struct
 {
     ptrdiff_t per_head = sa_attention_tasks_of(a, a->q_len, rows);
     *tasks = (struct sa_attention_tasks){rows, per_head * a->items * a->num_kv_heads, per_head, NULL,
-                               (double)a->items * (double)a->q_len * (double)a->kv_len};
+                                         (double)a->items * (double)a->q_len * (double)a->kv_len};
     if (!a->cu_seqlens_q) return SA_OK;
     tasks->count = 0, tasks->scores = 0.0; /* sequences differ in length, and so in the number of their tasks */
     tasks->first = malloc((size_t)(a->items + 1) * sizeof *tasks->first);
@@ -125,7 +125,8 @@ static ptrdiff_t packed_item(const struct sa_attention *a, const struct sa_atten
 
 /* Tiles go head by head, so that keys and values stay in the cache, and begin with a head's last: under a causal mask
  * that is the one with the most keys, and what remains at the very end is short. */
-struct sa_attention_task sa_attention_task_at(const struct sa_attention *a, const struct sa_attention_tasks *tasks, ptrdiff_t index)
+struct sa_attention_task sa_attention_task_at(const struct sa_attention *a, const struct sa_attention_tasks *tasks,
+                                              ptrdiff_t index)
 {
     ptrdiff_t item, rest, per_head = tasks->per_head;
     if (tasks->first) {

@@ -16,8 +16,8 @@ struct sa_attention_tasks {
 char *sa_item_head(const struct sa_attention *, const struct sa_array *, ptrdiff_t item, ptrdiff_t head);
 
 /* The index-th task of `rows` rows of an item's key head. */
-struct sa_attention_task sa_attention_task_of(const struct sa_attention *, ptrdiff_t item, ptrdiff_t kv_head, ptrdiff_t index,
-                          ptrdiff_t rows);
+struct sa_attention_task sa_attention_task_of(const struct sa_attention *, ptrdiff_t item, ptrdiff_t kv_head,
+                                              ptrdiff_t index, ptrdiff_t rows);
 
 /* How many of them q_len queries make. */
 ptrdiff_t sa_attention_tasks_of(const struct sa_attention *, ptrdiff_t q_len, ptrdiff_t rows);
@@ -25,7 +25,8 @@ ptrdiff_t sa_attention_tasks_of(const struct sa_attention *, ptrdiff_t q_len, pt
 /* SA_OK, and the caller frees first; or SA_NO_MEMORY. */
 int sa_plan_attention_tasks(const struct sa_attention *, ptrdiff_t rows, struct sa_attention_tasks *);
 
-struct sa_attention_task sa_attention_task_at(const struct sa_attention *, const struct sa_attention_tasks *, ptrdiff_t index);
+struct sa_attention_task sa_attention_task_at(const struct sa_attention *, const struct sa_attention_tasks *,
+                                              ptrdiff_t index);
 
 double sa_multiply_adds(const struct sa_attention *, const struct sa_attention_tasks *);
 

@@ -232,7 +232,8 @@ static double weight_size(const struct sa_dense *d)
 static double multiply_adds(const struct rows_job *job)
 {
     double of_row = job->next ? weight_size(&job->next->qkv) : 0.0;
-    if (job->done) of_row += weight_size(&job->done->output) + weight_size(&job->done->up) + weight_size(&job->done->down);
+    if (job->done)
+        of_row += weight_size(&job->done->output) + weight_size(&job->done->up) + weight_size(&job->done->down);
     return of_row * (double)job->batch->tokens;
 }
 

@@ -30,7 +30,7 @@ struct sa_rotary_table {
 struct sa_layer {
     ptrdiff_t num_heads, num_kv_heads, head_dim, value_dim;
     struct sa_attention_options attention;
-    struct sa_dense qkv, output, up, down; /* query | key | value; with a gate, up is gate | up */
+    struct sa_dense qkv, output, up, down;       /* query | key | value; with a gate, up is gate | up */
     struct sa_norm_weights query_norm, key_norm; /* of each head, or of all heads of a row together */
     struct sa_norm_weights attention_norm, attention_post_norm, feed_forward_norm, feed_forward_post_norm;
     ptrdiff_t rotary_table; /* which one turns queries and keys; -1 for none */
@@ -65,11 +65,11 @@ struct sa_micro_batch {
 struct sa_rows {
     const struct sa_micro_batch *batch;
     ptrdiff_t first, count;
-    float *x;          /* (count, d_model), of the micro-batch */
-    float *spare;      /* (count, d_model): a norm's result, or a sum on its way to a norm */
-    char *hidden;      /* (count, d_ff, or gate | up) */
-    float *gated;      /* (count, d_ff) */
-    int num_threads;   /* that share each step */
+    float *x;        /* (count, d_model), of the micro-batch */
+    float *spare;    /* (count, d_model): a norm's result, or a sum on its way to a norm */
+    char *hidden;    /* (count, d_ff, or gate | up) */
+    float *gated;    /* (count, d_ff) */
+    int num_threads; /* that share each step */
     int status;
 };
 

@@ -58,9 +58,9 @@ static int pack_task(void *context, ptrdiff_t panel)
     const struct pack_job *job = context;
     const struct sa_array *w = job->weight;
     ptrdiff_t column = panel * job->kernels->panel_width;
-    job->kernels->pack_weights(w->data + column * w->col, w->row, w->col, job->depth,
-                               smaller(job->kernels->panel_width, job->width - column),
-                               job->packed + column * packed_steps(job->kernels, job->depth) * job->kernels->number_bytes);
+    job->kernels->pack_weights(
+        w->data + column * w->col, w->row, w->col, job->depth, smaller(job->kernels->panel_width, job->width - column),
+        job->packed + column * packed_steps(job->kernels, job->depth) * job->kernels->number_bytes);
     return SA_OK;
 }
 

@@ -64,8 +64,8 @@ static int gate_task(void *context, ptrdiff_t index)
     const struct rows_job *job = context;
     ptrdiff_t row0 = index * SA_ROWS_PER_TASK, left = job->rows - row0;
     ptrdiff_t row_bytes = job->width * job->kernels->number_bytes;
-    job->kernels->gate(job->activation, job->gate_up + row0 * 2 * row_bytes, smaller(left, SA_ROWS_PER_TASK), job->width,
-                       job->y + row0 * row_bytes);
+    job->kernels->gate(job->activation, job->gate_up + row0 * 2 * row_bytes, smaller(left, SA_ROWS_PER_TASK),
+                       job->width, job->y + row0 * row_bytes);
     return SA_OK;
 }
 

@@ -106,7 +106,7 @@ INLINE double normed_number(const struct normed_row *row, ptrdiff_t i)
 
 /* The sums of grad = grad_y * weight and of grad * normed over a row, in the order of row_sum. */
 INLINE void norm_gradient_sums(const struct normed_row *row, const real *grad_y, const real *weight, ptrdiff_t n,
-                          double *grad_sum, double *product_sum)
+                               double *grad_sum, double *product_sum)
 {
     vdouble grads[SUM_VECTORS], products[SUM_VECTORS];
     double tail[2][SA_NORM_SUMS] = {{0}};

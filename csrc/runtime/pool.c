@@ -144,7 +144,8 @@ static void work_on(struct job *job, int slot)
     me.job = job;
     me.slot = slot;
     ptrdiff_t index;
-    for (int emptied = 0; atomic_load(&job->status) == SA_OK && (index = sa_take_task(job->tasks, slot, &emptied)) >= 0;) {
+    for (int emptied = 0;
+         atomic_load(&job->status) == SA_OK && (index = sa_take_task(job->tasks, slot, &emptied)) >= 0;) {
         int status = job->task(job->context, index);
         if (status) cancel(job, status);
         sa_checkpoint();

@@ -127,8 +127,8 @@ INLINE ptrdiff_t steps(ptrdiff_t n)
 }
 
 /* LANES rows, n of them given, become columns: square[j] holds the numbers at offset + j * col. */
-INLINE void load_transposed(const char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col, ptrdiff_t width,
-                        enum sa_dtype dtype, vreal square[LANES])
+INLINE void load_transposed(const char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col,
+                            ptrdiff_t width, enum sa_dtype dtype, vreal square[LANES])
 {
     if (n == LANES && width == LANES && col == (ptrdiff_t)sizeof(real) && dtype == SA_REAL) {
 #pragma GCC unroll 16
@@ -144,7 +144,7 @@ INLINE void load_transposed(const char *const rows[LANES], ptrdiff_t n, ptrdiff_
 }
 
 INLINE void store_transposed(vreal square[LANES], char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col,
-                         ptrdiff_t width, enum sa_dtype dtype)
+                             ptrdiff_t width, enum sa_dtype dtype)
 {
     vtranspose(square);
     if (n == LANES && width == LANES && col == (ptrdiff_t)sizeof(real) && dtype == SA_REAL) {

@@ -18,13 +18,14 @@ enum { MAX_NV = 2 };
 enum {
     MAX_TILE_ROWS = 8,
     PANEL_LANES = MAX_NV * LANES,
-    WIDE_VECTORS = SA_VECTOR_BYTES == 64,  /* a panel is many lanes: rows of values and partly visible blocks pay */
-    SHORT_PANELS = SA_VECTOR_BYTES == 32,  /* a panel is 16 queries: keys are read four times as often */
+    WIDE_VECTORS = SA_VECTOR_BYTES == 64, /* a panel is many lanes: rows of values and partly visible blocks pay */
+    SHORT_PANELS = SA_VECTOR_BYTES == 32, /* a panel is 16 queries: keys are read four times as often */
 };
 
 _Static_assert((int)SA_TASK_ROWS % (int)PANEL_LANES == 0, "a task is whole panels");
 _Static_assert(SA_KEY_BLOCK % LANES == 0, "the scores of a key block are whole vectors");
-_Static_assert(SA_KEY_BLOCK % 2 == 0 && SA_SCORE_CHAIN % 2 == 0 && SA_LINEAR_CHAIN % 2 == 0, "pairs never cross a chain");
+_Static_assert(SA_KEY_BLOCK % 2 == 0 && SA_SCORE_CHAIN % 2 == 0 && SA_LINEAR_CHAIN % 2 == 0,
+               "pairs never cross a chain");
 _Static_assert(SA_SCORE_CHAIN % LANES == 0, "decode ends a chain with a whole vector of dimensions");
 
 #endif

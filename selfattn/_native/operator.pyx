@@ -158,7 +158,7 @@ cdef int set_options(sa_attention_options *args, options, ptrdiff_t head_dim) ex
         args.causal, args.scale = CAUSAL[options], 1.0 / sqrt(<double>head_dim)
         return 0
     args.causal = CAUSAL[options.causal]
-    args.scale, args.softcap = options.scale, options.softcap
+    args.scale, args.softcap = options.scale, options.softcap or 0.0
     if options.window is not None:
         args.left, args.right = side_of(options.window[0]), side_of(options.window[1])
     args.dropout, args.seed = options.dropout, options.seed

@@ -172,8 +172,8 @@ cdef extern from "contracts/library.h" nogil:
     struct sa_kernels:
         const char *isa
         int lanes
-        double (*peak_loop)(ptrdiff_t iterations)
-        double (*read_loop)(const void *data, ptrdiff_t n)
+        double (*peak_loop)(ptrdiff_t iterations) noexcept nogil
+        double (*read_loop)(const void *data, ptrdiff_t n) noexcept nogil
         const sa_kernels *float64
 
     struct sa_encoder:
