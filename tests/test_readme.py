@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTINUED = ("docs/masks.md", "docs/training.md")  # one program each, run by test_docs_masks.py and test_examples.py
+CONTINUED = (
+    "docs/masks.md",
+    "docs/training.md",
+)  # one program each, run by test_docs_masks.py and test_examples.py
 PAGES = [
     *sorted(path.name for path in ROOT.glob("*.md")),
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
