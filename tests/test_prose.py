@@ -1,4 +1,4 @@
-"""The pages are short, plain English, and lead somewhere: lengths, columns, sentences, links, words of the workshop."""
+"""The pages are short, plain English, and lead somewhere: lengths, columns, sentences, links, shorthand."""
 
 import re
 from pathlib import Path
@@ -80,7 +80,10 @@ def test_there_are_pages():
 
 
 def test_sentences_are_found_and_counted():
-    text = "# No sentence\n\nOne `f(a, b)` two. Three\n[four five](six.md)!\n\n| 7 | 8 |\n\n- Nine, 2 x 3.\n\n    code\n"
+    text = (
+        "# No sentence\n\nOne `f(a, b)` two. Three\n[four five](six.md)!\n\n| 7 | 8 |\n\n- Nine, 2 x 3.\n\n"
+    )
+    text += "    code, code, code\n\n<!-- bench:one -->\nten eleven\n<!-- /bench -->\n"
     assert [words(sentence) for sentence in sentences(text)] == [3, 3, 4]
 
 
@@ -125,3 +128,19 @@ def test_links_lead_to_files_and_headings(page):
         assert target.exists(), link
         if anchor:
             assert anchor in headings(str(target.relative_to(ROOT))), link
+
+
+def test_the_strangers_test_names_ten_folders():
+    rows = re.findall(r"^\| .+ \| `([\w/]+)` \|$", text_of("CONTRIBUTING.md"), flags=re.MULTILINE)
+    assert len(set(rows)) == len(rows) >= 10
+    assert not [folder for folder in rows if not (ROOT / folder).is_dir()]
+
+
+def test_the_kernels_page_has_a_line_for_each_file():
+    sections = re.split(r"^## ", text_of("csrc/README.md"), flags=re.MULTILINE)
+    listed = {
+        f"{section.split()[0]}/{file}"
+        for section in sections
+        for file in re.findall(r"^\| `([\w.]+\.[ch])` \|", section, flags=re.MULTILINE)
+    }
+    assert listed == {str(path.relative_to(ROOT / "csrc")) for path in (ROOT / "csrc").glob("*/*.[ch]")}
