@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfattn import _gradients, _kernels
-from selfattn._arguments import Array, arithmetic, as_array
 from selfattn._checks import as_number, as_precision
+from selfattn.attention.arrays import Array, arithmetic, as_array
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
-    from selfattn._arguments import AnyArray
+    from selfattn.attention.arrays import AnyArray
 
 __all__ = [
     "column_sums",

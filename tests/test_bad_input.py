@@ -13,7 +13,8 @@ import pytest
 from arrays import qkv
 
 import selfattn
-from selfattn import _arguments, _kernels
+from selfattn import _kernels
+from selfattn.attention import arrays as taking
 
 # one good call, (batch 2, heads 4 over 2, queries 5, keys 7, head_dim 8); each case spoils one argument of it
 LENGTHS = {"q_len": 5, "kv_len": 7}
@@ -263,7 +264,7 @@ def test_a_call_that_ends_half_way_leaves_out_untouched(good, monkeypatch, error
         raise error
 
     monkeypatch.setattr(_kernels, "attention", write_half)
-    monkeypatch.setattr(_arguments, "_SHORT", 0)  # no call is so short that it cannot be interrupted
+    monkeypatch.setattr(taking, "_SHORT", 0)  # no call is so short that it cannot be interrupted
     out = np.full((2, 4, 5, 8), 7, np.float32)
     with pytest.raises(error):
         selfattn.attention(**good, out=out)

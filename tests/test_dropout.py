@@ -10,7 +10,7 @@ from attention_gradients import assert_is_gradient, check_backward, grad_like_ou
 
 import selfattn
 from selfattn import reference
-from selfattn.reference_dropout import dropout_factors, philox4x64
+from selfattn.reference.dropout import dropout_factors, philox4x64
 
 SEEDS = (0, 1, 2**32 + 5, 2**63 + 12345, 2**64 - 1)
 

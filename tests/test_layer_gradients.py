@@ -9,7 +9,7 @@ from attention_gradients import central_differences
 from bits import on_every_isa_with_fma
 
 from selfattn import functional
-from selfattn import reference_layers as reference
+from selfattn.reference import layers as reference
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from selfattn.positions import alibi_slopes, rotary_embedding, sinusoidal_positions
+from selfattn.layers.positions import alibi_slopes, rotary_embedding, sinusoidal_positions
 
 
 def test_sinusoidal_positions_are_the_formula_of_the_paper():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from selfattn import _kernels
-from selfattn._arguments import head_sizes
+from selfattn.attention.arrays import head_sizes
 
 CODE = """
 import sys, threading

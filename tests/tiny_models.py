@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from selfattn.text.architectures import Configuration, read_configuration
+from selfattn.text.configuration import Configuration, read_configuration
 
 WORDS = """
     the a pizza came out of oven and it tasted good cat sat on mat dog ran fast to park in morning sun was hot

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfattn.layers.base import Array, Weights, as_causal, as_scale, initial_weight, same
-from selfattn.layers.heads import Heads
-from selfattn.layers.ragged import Ragged
+from selfattn.layers.packed_batch import Ragged
+from selfattn.layers.projections import Heads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
+    from selfattn.layers.backward import SavedHeads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,28 +82,28 @@ class SelfAttentionCell(Heads):
         causal: bool = False,
         scale: float | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, gradients.SavedHeads]]:
+    ) -> tuple[Array, tuple[Ragged, SavedHeads]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
         how = {"causal": as_causal(causal), "scale": as_scale(scale)}
-        y, saved = gradients.heads_forward(self, words.tokens, words.cu_seqlens, num_threads, **how)
+        y, saved = backward.heads_forward(self, words.tokens, words.cu_seqlens, num_threads, **how)
         return words.restore(y.copy()), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, gradients.SavedHeads],
+        saved: tuple[Ragged, SavedHeads],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y (..., value_dim) -> (grad_x, 0 in the padding; the gradients of the weights by name)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words, heads = saved
         rows = words.take(grad_y, self.value_dim)
-        grad_x, grads = gradients.heads_backward(self, heads, rows, num_threads)
+        grad_x, grads = backward.heads_backward(self, heads, rows, num_threads)
         return words.restore(grad_x), grads
 
     def attention_weights(

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from selfattn._stack import PackedEncoder
 from selfattn.layers.base import Array, Layer, Weights, join_biases, join_weights
 from selfattn.layers.feed_forward import FeedForward
 from selfattn.layers.multihead import MultiHeadSelfAttention
 from selfattn.layers.norm import LayerNorm, Norm, RMSNorm
-from selfattn.layers.ragged import Ragged
+from selfattn.layers.packed_batch import Ragged
+from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
+    from selfattn.layers.backward import SavedLayer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,9 +106,10 @@ class EncoderLayer(Layer):
         num_threads: int | None = None,
     ) -> Array:
         """This layer alone, as an Encoder of depth 1; packs its weights at every call."""
-        from selfattn.layers.encoder import Encoder  # here, since an Encoder is made of these
-
-        return Encoder([self])(x, lengths, cu_seqlens, num_threads)
+        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        packed = PackedEncoder([self.for_stack()])
+        rows = packed.run(words.tokens, words.cu_seqlens, resolve_num_threads(num_threads))
+        return words.restore(rows)
 
     def forward(
         self,
@@ -115,27 +118,27 @@ class EncoderLayer(Layer):
         lengths: npt.ArrayLike | None = None,
         cu_seqlens: npt.ArrayLike | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, gradients.SavedLayer]]:
+    ) -> tuple[Array, tuple[Ragged, SavedLayer]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        y, saved = gradients.encoder_layer_forward(self, words.tokens, words.cu_seqlens, num_threads)
+        y, saved = backward.encoder_layer_forward(self, words.tokens, words.cu_seqlens, num_threads)
         return words.restore(y), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, gradients.SavedLayer],
+        saved: tuple[Ragged, SavedLayer],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y, as the result -> (grad_x, 0 in the padding; the gradients as `weights()`)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words, layer = saved
         rows = words.take(grad_y, self.d_model)
-        grad_x, grads = gradients.encoder_layer_backward(self, layer, rows, num_threads)
+        grad_x, grads = backward.encoder_layer_backward(self, layer, rows, num_threads)
         return words.restore(grad_x), grads
 
     def attention_weights(

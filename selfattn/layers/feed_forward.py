@@ -9,13 +9,13 @@ import numpy as np
 
 from selfattn import _kernels
 from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight, initial_weight, same
-from selfattn.layers.ragged import check_gradient, check_words
+from selfattn.layers.packed_batch import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
+    from selfattn.layers.backward import SavedFeedForward
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 
@@ -93,19 +93,17 @@ class FeedForward(Layer):
         out = _kernels.linear(hidden, self.down_weight, self.down_bias, None, threads)
         return out.reshape(*words.shape[:-1], self.d_out)
 
-    def forward(
-        self, x: npt.ArrayLike, *, num_threads: int | None = None
-    ) -> tuple[Array, gradients.SavedFeedForward]:
+    def forward(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> tuple[Array, SavedFeedForward]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        return gradients.feed_forward_forward(self, check_words(x, self.d_model), num_threads)
+        return backward.feed_forward_forward(self, check_words(x, self.d_model), num_threads)
 
     def backward(
-        self, saved: gradients.SavedFeedForward, grad_y: npt.ArrayLike, *, num_threads: int | None = None
+        self, saved: SavedFeedForward, grad_y: npt.ArrayLike, *, num_threads: int | None = None
     ) -> tuple[Array, Weights]:
         """grad_y (..., d_out) -> (grad_x, the gradients of the weights by name)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         grad_y = check_gradient(grad_y, (*saved.x.shape[:-1], self.d_out))
-        return gradients.feed_forward_backward(self, saved, grad_y, num_threads)
+        return backward.feed_forward_backward(self, saved, grad_y, num_threads)

@@ -23,14 +23,14 @@ from selfattn.layers.base import (
     same,
 )
 from selfattn.layers.cell import SelfAttentionCell
-from selfattn.layers.heads import ROLES, Heads
-from selfattn.layers.ragged import Ragged
+from selfattn.layers.packed_batch import Ragged
+from selfattn.layers.projections import ROLES, Heads
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
+    from selfattn.layers.backward import SavedHeads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -202,27 +202,27 @@ class MultiHeadSelfAttention(Heads):
         lengths: npt.ArrayLike | None = None,
         cu_seqlens: npt.ArrayLike | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, gradients.SavedHeads]]:
+    ) -> tuple[Array, tuple[Ragged, SavedHeads]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        y, saved = gradients.attention_forward(self, words.tokens, words.cu_seqlens, num_threads)
+        y, saved = backward.attention_forward(self, words.tokens, words.cu_seqlens, num_threads)
         return words.restore(y), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, gradients.SavedHeads],
+        saved: tuple[Ragged, SavedHeads],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y (..., d_out) -> (grad_x, 0 in the padding; the gradients of the weights by name)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words, heads = saved
         rows = words.take(grad_y, self.d_out)
-        grad_x, grads = gradients.attention_backward(self, heads, rows, num_threads)
+        grad_x, grads = backward.attention_backward(self, heads, rows, num_threads)
         return words.restore(grad_x), grads
 
     def attention_weights(

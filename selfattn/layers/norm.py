@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from selfattn import _kernels
 from selfattn._checks import as_number
 from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight
-from selfattn.layers.ragged import check_gradient, check_words
+from selfattn.layers.packed_batch import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ class BaseNorm(Layer):
 
     def forward(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> tuple[Array, Array]:
         """The result of the call, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        return gradients.norm_forward(self, check_words(x, len(self.weight)), num_threads)
+        return backward.norm_forward(self, check_words(x, len(self.weight)), num_threads)
 
     def backward(
         self, saved: Array, grad_y: npt.ArrayLike, *, num_threads: int | None = None
     ) -> tuple[Array, Weights]:
         """grad_y (..., d_model) -> (grad_x, the gradients of the weights by name)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        return gradients.norm_backward(self, saved, check_gradient(grad_y, saved.shape), num_threads)
+        return backward.norm_backward(self, saved, check_gradient(grad_y, saved.shape), num_threads)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from selfattn._checks import as_integers
 from selfattn.layers import Encoder, EncoderLayer, FeedForward, LayerNorm, MultiHeadSelfAttention
 from selfattn.layers.base import Layer, Weights, as_bias, as_weight, protected, same
-from selfattn.layers.ragged import Ragged, check_cu_seqlens
-from selfattn.text.architectures import Configuration
+from selfattn.layers.packed_batch import Ragged, check_cu_seqlens
+from selfattn.text.checkpoint import Tensors
+from selfattn.text.configuration import Configuration
 from selfattn.text.pooling import Floats
-from selfattn.text.weights import Tensors
 
 if TYPE_CHECKING:
-    from selfattn.layers.gradients import SavedEncoder
+    from selfattn.layers.backward import SavedEncoder
 
 Ids = NDArray[np.int64]
 
@@ -146,20 +146,21 @@ def in_memory(network: Network) -> Network:
 def checkpoint_tensors(configuration: Configuration, network: Network) -> Iterator[tuple[str, slice, Floats]]:
     """The inverse of build_network: names of tensors, and what the network has of their rows."""
     first = configuration.max_positions - configuration.max_length
-    yield "embeddings.word_embeddings.weight", slice(None), network.word_table
-    yield "embeddings.position_embeddings.weight", slice(first, None), network.position_table
+    name_of = configuration.embedding_tensor
+    yield name_of("words", "weight"), slice(None), network.word_table
+    yield name_of("positions", "weight"), slice(first, None), network.position_table
     if network.type_row is not None:
-        yield "embeddings.token_type_embeddings.weight", slice(1), network.type_row[None]
+        yield name_of("token_types", "weight"), slice(1), network.type_row[None]
     for kind in ("weight", "bias"):
-        yield f"embeddings.LayerNorm.{kind}", slice(None), getattr(network.norm, kind)
+        yield name_of("norm", kind), slice(None), getattr(network.norm, kind)
         for index, layer in enumerate(network.encoder.layers):
-            for role in configuration.architecture.layer:
+            for role in configuration.family.layer:
                 tensor = _tensor_of(layer, role, kind)
                 yield configuration.layer_tensor(index, role, kind), slice(None), tensor
 
 
 def _tensor_of(layer: EncoderLayer, role: str, kind: str) -> Any:
-    """A layer's tensor as checkpoints have it: role as in `Architecture.layer`, kind "weight" or "bias"."""
+    """A layer's tensor as checkpoints have it: role as in `Family.layer`, kind "weight" or "bias"."""
     if role in ("attention_norm", "feed_forward_norm"):
         return getattr(getattr(layer, role), kind)
     part = layer.feed_forward if role in ("up", "down") else layer.attention
@@ -170,15 +171,17 @@ def build_network(
     configuration: Configuration, tensors: Tensors, precision: Literal["bfloat16"] | None = None
 ) -> Network:
     """The network of a checkpoint whose tensors were checked against `configuration.shapes()`."""
+
+    def embedding(role: str, kind: str = "weight") -> Floats:
+        return tensors[configuration.embedding_tensor(role, kind)]
+
     layers = [_layer(configuration, tensors, index) for index in range(configuration.num_layers)]
-    eps = configuration.layer_norm_eps
-    types = tensors.get("embeddings.token_type_embeddings.weight")
     first = configuration.max_positions - configuration.max_length
     return Network(
-        word_table=tensors["embeddings.word_embeddings.weight"],
-        position_table=tensors["embeddings.position_embeddings.weight"][first:],
-        type_row=None if types is None else types[0],
-        norm=LayerNorm(tensors["embeddings.LayerNorm.weight"], tensors["embeddings.LayerNorm.bias"], eps=eps),
+        word_table=embedding("words"),
+        position_table=embedding("positions")[first:],
+        type_row=embedding("token_types")[0] if configuration.token_types else None,
+        norm=LayerNorm(embedding("norm"), embedding("norm", "bias"), eps=configuration.layer_norm_eps),
         encoder=Encoder(layers, precision=precision),
     )
 

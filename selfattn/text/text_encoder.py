@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from selfattn.runtime import resolve_num_threads
-from selfattn.text.architectures import Configuration, read_configuration
 from selfattn.text.arguments import as_texts, positive_sizes
-from selfattn.text.batches import Batch, make_batches
+from selfattn.text.batching import Batch, make_batches
+from selfattn.text.checkpoint import load_encoder_tensors
+from selfattn.text.configuration import Configuration, read_configuration
 from selfattn.text.locate import locate
 from selfattn.text.mapped import MappedFile
-from selfattn.text.modules import Head, check_modules, load_head, read_modules
 from selfattn.text.network import Network, build_network, in_memory
 from selfattn.text.pooling import Floats, normalize
 from selfattn.text.progress import progress
 from selfattn.text.prompts import SentenceConfiguration, read_sentence_configuration
+from selfattn.text.sentence_pooling import Head, check_modules, load_head, read_modules
 from selfattn.text.similarity import similarity, similarity_pairwise
-from selfattn.text.tokenization import encode_texts, load_tokenizer, read_text_options
-from selfattn.text.weights import load_encoder_tensors
+from selfattn.text.tokenizer import encode_texts, load_tokenizer, read_text_options
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -7,7 +7,7 @@ import numpy as np
 
 from selfattn.layers import MultiHeadSelfAttention
 from selfattn.layers.base import Layer
-from selfattn.layers.heads import ROLES
+from selfattn.layers.projections import ROLES
 
 STEP = 1e-6
 

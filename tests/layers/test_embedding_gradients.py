@@ -5,7 +5,7 @@ import pytest
 from layers.makers import same_bits
 
 from selfattn.layers.embedding import embedding_backward, rotary_embedding_backward
-from selfattn.positions import rotary_embedding
+from selfattn.layers.positions import rotary_embedding
 
 
 def looped(grad_y, ids, num_rows):

@@ -9,7 +9,7 @@ from layers.derivatives import leaves, mapped
 
 from selfattn.layers import Encoder, EncoderLayer, FeedForward, LayerNorm, MultiHeadSelfAttention, RMSNorm
 from selfattn.layers.embedding import embedding_backward, rotary_embedding_backward
-from selfattn.positions import rotary_embedding
+from selfattn.layers.positions import rotary_embedding
 from selfattn.text.pooling_backward import normalize_backward, pool_backward
 
 torch = pytest.importorskip("torch")

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from selfattn.text.batches import make_batches
+from selfattn.text.batching import make_batches
 
 
 @pytest.mark.parametrize("max_tokens", [1, 10, 64, 10_000])

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfattn import functional
-from selfattn.backward import varlen_attention_backward
+from selfattn.attention.backward import varlen_attention_backward
+from selfattn.attention.packed import varlen_attention
 from selfattn.layers.base import Array, Layer, Weights
-from selfattn.layers.heads import ROLES, Heads
-from selfattn.varlen import varlen_attention
+from selfattn.layers.projections import ROLES, Heads
 
 if TYPE_CHECKING:
     from selfattn.layers.encoder import Encoder

@@ -9,20 +9,17 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from selfattn.layers.base import Array, Layer, protected
 
-if TYPE_CHECKING:
-    from selfattn.layers.encoder import Encoder
-
 FORMAT = "selfattn.encoder"
 VERSION = "1"
 
 
-def save(encoder: Encoder, path: str | os.PathLike[str]) -> None:
+def save(encoder: Layer, path: str | os.PathLike[str]) -> None:
     """Writes under a temporary name first: `path` is the old file or the whole new one, never a half."""
     tensors, settings = _take_apart(encoder)
     configuration = {"encoder": settings, "tensors": {name: list(t.shape) for name, t in tensors.items()}}
@@ -36,17 +33,17 @@ def save(encoder: Encoder, path: str | os.PathLike[str]) -> None:
         part.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str]) -> Encoder:
-    """Reads a file that `save` wrote."""
+def load(path: str | os.PathLike[str], encoder: type[Layer], layers: tuple[type[Layer], ...]) -> Any:
+    """Reads a file that `save` wrote: an instance of the class `encoder`, made of instances of `layers`."""
+    kinds = {kind.__name__: kind for kind in (encoder, *layers)}
     tensors, configuration = _read(Path(path))
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if problems := _differences(configuration["tensors"], found):
         raise ValueError(f"{path} does not hold the tensors of its configuration: {'; '.join(problems)}")
     try:
-        encoder: Encoder = _put_together(tensors, configuration["encoder"])
+        return _put_together(kinds, tensors, configuration["encoder"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} does not describe an encoder: {error}") from error
-    return encoder
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -112,25 +109,25 @@ def _take_apart(layer: Layer, prefix: str = "") -> tuple[dict[str, Array], dict[
     return tensors, settings
 
 
-def _put_together(tensors: dict[str, Array], settings: dict[str, Any], prefix: str = "") -> Any:
+def _put_together(
+    kinds: dict[str, type[Layer]], tensors: dict[str, Array], settings: dict[str, Any], prefix: str = ""
+) -> Any:
     """The inverse of _take_apart."""
-    from selfattn import layers
-
     name = settings["class"]
-    if name not in layers.__all__:
+    if name not in kinds:
         raise ValueError(f"{name!r} is not a layer")
     values: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
-            values[key] = _put_together(tensors, value, f"{prefix}{key}.")
+            values[key] = _put_together(kinds, tensors, value, f"{prefix}{key}.")
         elif isinstance(value, list):
             values[key] = [
-                _put_together(tensors, item, f"{prefix}{key}.{i}.") for i, item in enumerate(value)
+                _put_together(kinds, tensors, item, f"{prefix}{key}.{i}.") for i, item in enumerate(value)
             ]
         elif key != "class":
             values[key] = value
     own = (key for key in tensors if key.startswith(prefix) and "." not in key[len(prefix) :])
-    return getattr(layers, name)(**values, **{key[len(prefix) :]: tensors[key] for key in own})
+    return kinds[name](**values, **{key[len(prefix) :]: tensors[key] for key in own})
 
 
 def _safetensors() -> Any:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn._arguments import Array, arithmetic, as_array, require_float
+from selfattn.attention.arrays import Array, arithmetic, as_array, require_float
 
 if TYPE_CHECKING:
-    from selfattn._arguments import AnyArray
+    from selfattn.attention.arrays import AnyArray
 
 
 def merge_attention(outputs: Iterable[AnyArray], lses: Iterable[AnyArray]) -> tuple[Array, Array]:

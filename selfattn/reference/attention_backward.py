@@ -1,4 +1,4 @@
-"""The specification of the gradients of attention, in plain NumPy; `selfattn.reference` names them too.
+"""The specification of the gradients of attention, in plain NumPy.
 
 Nothing of the forward computation is kept but its output and lse: the weights come back as exp(scores - lse)
 ("FlashAttention-2", Dao, 2023, section 2.3 and algorithm 2). With S the scores, P the weights, Z what dropout
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn.reference import (
-    Array,
+from selfattn.attention.arrays import Array
+from selfattn.reference.attention import (
     _cut,
     _expand_heads,
     _key_distance,
     _one_dtype,
     _weighted_sum,
-    dropout_factors,
     masked_scores,
 )
+from selfattn.reference.dropout import dropout_factors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfattn import _kernels
+from selfattn.text.checkpoint import load_tensors, refuse_pickle
 from selfattn.text.errors import UnsupportedArchitectureError
 from selfattn.text.files import get_int, read_json
 from selfattn.text.pooling import Floats, Offsets, normalize, pool, read_pooling
-from selfattn.text.weights import load_tensors, refuse_pickle
 
 logger = logging.getLogger("selfattn")
 

@@ -8,21 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from selfattn import _kernels
-from selfattn._arguments import (
-    Array,
-    Causal,
-    Sizes,
-    alignment,
-    arithmetic,
-    finish,
-    fitting,
-    head_sizes,
-    mask_and_bias,
-    operands,
-    options,
-    target,
-)
 from selfattn._checks import as_integers, as_lengths
+from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, fitting, head_sizes, operands, target
+from selfattn.attention.options import Causal, alignment, mask_and_bias, options
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -30,7 +18,8 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
 
     import numpy.typing as npt
 
-    from selfattn._arguments import AnyArray, Options
+    from selfattn.attention.arrays import AnyArray
+    from selfattn.attention.options import Options
 
 
 @overload

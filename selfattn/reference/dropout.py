@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+from selfattn.attention.arrays import Array
 
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B  # what the two halves of the key grow by in every round

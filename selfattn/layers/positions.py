@@ -8,16 +8,15 @@ Attention sums over the words in no particular order, so a word's place has to b
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selfattn._checks import as_integer
+from selfattn.attention.arrays import Array
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 def sinusoidal_positions(

@@ -7,26 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfattn import _kernels
-from selfattn._arguments import (
-    Array,
-    Causal,
-    Sizes,
-    alignment,
-    arithmetic,
-    finish,
-    mask_and_bias,
-    operands,
-    options,
-    require_heads,
-    target,
-)
 from selfattn._checks import as_integers, as_lengths
+from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, operands, require_heads, target
+from selfattn.attention.options import Causal, alignment, mask_and_bias, options
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
     import numpy.typing as npt
 
-    from selfattn._arguments import AnyArray
+    from selfattn.attention.arrays import AnyArray
 
 
 def paged_attention(

@@ -8,25 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfattn import _kernels
-from selfattn._arguments import (
-    Array,
-    Causal,
-    alignment,
-    arithmetic,
-    as_array,
-    finish,
-    head_sizes,
-    mask_and_bias,
-    options,
-    target,
-)
 from selfattn._checks import as_integer, as_lengths
+from selfattn.attention.arrays import Array, arithmetic, as_array, finish, head_sizes, target
+from selfattn.attention.options import Causal, alignment, mask_and_bias, options
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
     import numpy.typing as npt
 
-    from selfattn._arguments import AnyArray
+    from selfattn.attention.arrays import AnyArray
 
 _CACHE_LINE = 64
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int8")

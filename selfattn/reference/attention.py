@@ -1,12 +1,4 @@
-"""The specification: what every function of selfattn computes, in plain NumPy.
-
-Slow and obvious on purpose. There is one copy of each formula, here; the compiled kernels, the tests and the
-benchmarks are measured against it. Everything computes in the dtype of its inputs (float16 and bfloat16 widen
-to float32), so the same text is the naive float32 yardstick and, handed float64 arrays, the oracle. Only the
-statistics of the norms and the error function are always float64: they are definitions, not yardsticks. What
-is plain NumPy to begin with has its one copy elsewhere: the positional encodings, `selfattn.positions`, and
-merge_attention, `selfattn.merge`. The pieces of a layer, in `selfattn.reference_layers`, the random numbers
-of dropout, `selfattn.reference_dropout`, and the gradients, `selfattn.reference_gradients`, are named here.
+"""The specification of attention, in plain NumPy: of whole arrays, of packed sequences, of pages.
 
 Sizes: `...` leading dimensions, H query heads, G key/value heads, Q queries, K keys, D head_dim.
 """
@@ -15,31 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
-from selfattn.merge import merge_attention as merge_attention
-from selfattn.positions import alibi_slopes as alibi_slopes
-from selfattn.positions import rotary_embedding as rotary_embedding
-from selfattn.positions import sinusoidal_positions as sinusoidal_positions
-from selfattn.reference_dropout import dropout_factors as dropout_factors
-from selfattn.reference_layers import ACTIVATIONS as ACTIVATIONS
-from selfattn.reference_layers import gelu as gelu
-from selfattn.reference_layers import gelu_tanh as gelu_tanh
-from selfattn.reference_layers import layer_norm as layer_norm
-from selfattn.reference_layers import linear as linear
-from selfattn.reference_layers import relu as relu
-from selfattn.reference_layers import rms_norm as rms_norm
-from selfattn.reference_layers import silu as silu
-
-if TYPE_CHECKING:
-    from selfattn.layers import Encoder, EncoderLayer, FeedForward, MultiHeadSelfAttention, SelfAttentionCell
-    from selfattn.reference_gradients import attention_backward as attention_backward
-    from selfattn.reference_gradients import varlen_attention_backward as varlen_attention_backward
-
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-Causal = bool | Literal["top_left", "bottom_right"]
+from selfattn.attention.arrays import Array
+from selfattn.attention.options import Causal
+from selfattn.reference.dropout import dropout_factors
 
 # ---- the operator ----
 
@@ -304,77 +278,3 @@ def _gather(pages: Array, table: Any, kv_len: int) -> Array:
 
 def _cut(array: Array | None, shape: tuple[int, ...], where: Any) -> Array | None:
     return None if array is None else np.broadcast_to(array, shape)[where]
-
-
-# ---- the cell, cells side by side, layers in depth ----
-
-
-def self_attention_cell(
-    x: Array,  # (..., seq_len, d_model)
-    cell: SelfAttentionCell,
-    *,
-    lengths: Array | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-) -> Array:
-    """Each word with its context, (..., seq_len, value_dim): one head over one set of three matrices."""
-    query = linear(x, cell.query_weight, cell.query_bias)
-    key = linear(x, cell.key_weight, cell.key_bias)
-    value = linear(x, cell.value_weight, cell.value_bias)
-    one_head = [array[..., None, :, :] for array in (query, key, value)]
-    out: Array = attention(*one_head, causal=causal, kv_lengths=lengths, scale=scale)
-    return out[..., 0, :, :]
-
-
-def self_attention(x: Array, heads: MultiHeadSelfAttention, *, lengths: Array | None = None) -> Array:
-    """Cells side by side over the same words, their values joined and mixed by the output matrix."""
-    how: Any = {"lengths": lengths, "causal": heads.causal, "scale": heads.scale}
-    joined = np.concatenate([self_attention_cell(x, cell, **how) for cell in heads.cells], axis=-1)
-    return joined if heads.output_weight is None else linear(joined, heads.output_weight, heads.output_bias)
-
-
-def feed_forward(x: Array, layer: FeedForward) -> Array:
-    """down(act(up(x))), or down(act(gate(x)) * up(x)) when the layer has a gate."""
-    act = ACTIVATIONS[layer.activation]
-    up = linear(x, layer.up_weight, layer.up_bias)
-    hidden = act(up) if layer.gate_weight is None else act(linear(x, layer.gate_weight, layer.gate_bias)) * up
-    return linear(hidden, layer.down_weight, layer.down_bias)
-
-
-def norm(x: Array, layer: Any) -> Array:
-    """layer_norm for a LayerNorm, rms_norm for an RMSNorm."""
-    if layer.kind == "layer":
-        return layer_norm(x, layer.weight, layer.bias, eps=layer.eps)
-    return rms_norm(x, layer.weight, eps=layer.eps)
-
-
-def encoder_layer(x: Array, layer: EncoderLayer, *, lengths: Array | None = None) -> Array:
-    """One layer, (..., seq_len, d_model) to the same."""
-    if layer.norm_first:
-        x = x + self_attention(norm(x, layer.attention_norm), layer.attention, lengths=lengths)
-        return x + feed_forward(norm(x, layer.feed_forward_norm), layer.feed_forward)
-    x = norm(x + self_attention(x, layer.attention, lengths=lengths), layer.attention_norm)
-    return norm(x + feed_forward(x, layer.feed_forward), layer.feed_forward_norm)
-
-
-def encoder(x: Array, stack: Encoder, *, lengths: Array | None = None) -> Array:
-    """The layers in depth; rows beyond `lengths` (batch,) are 0."""
-    for layer in stack.layers:
-        x = encoder_layer(x, layer, lengths=lengths)
-    if stack.final_norm is not None:
-        x = norm(x, stack.final_norm)
-    if lengths is None:
-        return x
-    real = np.arange(x.shape[-2]) < np.asarray(lengths)[:, None]  # (batch, seq_len)
-    return np.where(real[..., None], x, 0)
-
-
-# ---- gradients build on this module: they load when they are used ----
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("attention_backward", "varlen_attention_backward"):
-        raise AttributeError(f"module 'selfattn.reference' has no attribute {name!r}")
-    from selfattn import reference_gradients
-
-    return getattr(reference_gradients, name)

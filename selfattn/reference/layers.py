@@ -1,13 +1,17 @@
-"""The specification, continued: the pieces of a layer. `selfattn.reference` names them all."""
+"""The specification of the layers, in plain NumPy: their pieces, their gradients, layers in depth."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+from selfattn.attention.arrays import Array
+from selfattn.reference.attention import attention
+
+if TYPE_CHECKING:
+    from selfattn.layers import Encoder, EncoderLayer, FeedForward, MultiHeadSelfAttention, SelfAttentionCell
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -143,3 +147,66 @@ ACTIVATIONS_BACKWARD = {
 def gate_backward(grad_y: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
     """Of gate and up, for y = act(gate) * up."""
     return ACTIVATIONS_BACKWARD[activation](grad_y * up, gate), grad_y * ACTIVATIONS[activation](gate)
+
+
+# ---- the cell, cells side by side, layers in depth ----
+
+
+def self_attention_cell(
+    x: Array,  # (..., seq_len, d_model)
+    cell: SelfAttentionCell,
+    *,
+    lengths: Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    """Each word with its context, (..., seq_len, value_dim): one head over one set of three matrices."""
+    query = linear(x, cell.query_weight, cell.query_bias)
+    key = linear(x, cell.key_weight, cell.key_bias)
+    value = linear(x, cell.value_weight, cell.value_bias)
+    one_head = [array[..., None, :, :] for array in (query, key, value)]
+    out: Array = attention(*one_head, causal=causal, kv_lengths=lengths, scale=scale)
+    return out[..., 0, :, :]
+
+
+def self_attention(x: Array, heads: MultiHeadSelfAttention, *, lengths: Array | None = None) -> Array:
+    """Cells side by side over the same words, their values joined and mixed by the output matrix."""
+    how: Any = {"lengths": lengths, "causal": heads.causal, "scale": heads.scale}
+    joined = np.concatenate([self_attention_cell(x, cell, **how) for cell in heads.cells], axis=-1)
+    return joined if heads.output_weight is None else linear(joined, heads.output_weight, heads.output_bias)
+
+
+def feed_forward(x: Array, layer: FeedForward) -> Array:
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when the layer has a gate."""
+    act = ACTIVATIONS[layer.activation]
+    up = linear(x, layer.up_weight, layer.up_bias)
+    hidden = act(up) if layer.gate_weight is None else act(linear(x, layer.gate_weight, layer.gate_bias)) * up
+    return linear(hidden, layer.down_weight, layer.down_bias)
+
+
+def norm(x: Array, layer: Any) -> Array:
+    """layer_norm for a LayerNorm, rms_norm for an RMSNorm."""
+    if layer.kind == "layer":
+        return layer_norm(x, layer.weight, layer.bias, eps=layer.eps)
+    return rms_norm(x, layer.weight, eps=layer.eps)
+
+
+def encoder_layer(x: Array, layer: EncoderLayer, *, lengths: Array | None = None) -> Array:
+    """One layer, (..., seq_len, d_model) to the same."""
+    if layer.norm_first:
+        x = x + self_attention(norm(x, layer.attention_norm), layer.attention, lengths=lengths)
+        return x + feed_forward(norm(x, layer.feed_forward_norm), layer.feed_forward)
+    x = norm(x + self_attention(x, layer.attention, lengths=lengths), layer.attention_norm)
+    return norm(x + feed_forward(x, layer.feed_forward), layer.feed_forward_norm)
+
+
+def encoder(x: Array, stack: Encoder, *, lengths: Array | None = None) -> Array:
+    """The layers in depth; rows beyond `lengths` (batch,) are 0."""
+    for layer in stack.layers:
+        x = encoder_layer(x, layer, lengths=lengths)
+    if stack.final_norm is not None:
+        x = norm(x, stack.final_norm)
+    if lengths is None:
+        return x
+    real = np.arange(x.shape[-2]) < np.asarray(lengths)[:, None]  # (batch, seq_len)
+    return np.where(real[..., None], x, 0)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn.attention import attention_weights
+from selfattn.attention.dense import attention_weights
+from selfattn.attention.packed import varlen_attention
 from selfattn.layers.base import Array
-from selfattn.varlen import varlen_attention
 
 if TYPE_CHECKING:
     import numpy.typing as npt

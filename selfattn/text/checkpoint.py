@@ -19,7 +19,7 @@ from selfattn.text.files import read_json, require_file
 from selfattn.text.mapped import MappedFile
 
 if TYPE_CHECKING:
-    from selfattn.text.architectures import Configuration
+    from selfattn.text.configuration import Configuration
 
 DTYPES = ("F32", "F16", "BF16")
 OLD_NAMES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
@@ -40,13 +40,11 @@ def load_encoder_tensors(directory: Path, configuration: Configuration) -> tuple
     """
     files = _weight_files(directory)
     own_names = {
-        name: _plain_name(name, configuration.architecture.prefixes)
-        for names in files.values()
-        for name in names
+        name: _plain_name(name, configuration.family.prefixes) for names in files.values() for name in names
     }
     expected = dict(configuration.shapes())
     _check_names(expected, own_names.values(), configuration, directory)
-    layers = configuration.architecture.layers
+    layers = configuration.family.layers
     matrices = {name for name, shape in expected.items() if name.startswith(layers) and len(shape) == 2}
     tensors: Tensors = {}
     mapped: list[MappedFile] = []
@@ -175,11 +173,12 @@ def _check_names(
 ) -> None:
     """Task heads and poolers are ignored; a missing or a surplus encoder tensor is an error."""
     counts = Counter(found)
-    encoder = ("embeddings.", configuration.architecture.layers)
     problems = {
         "are missing": expected.keys() - counts.keys(),
         "surplus ones are": {
-            name for name in counts.keys() - expected.keys() - BUFFERS if name.startswith(encoder)
+            name
+            for name in counts.keys() - expected.keys() - BUFFERS
+            if name.startswith(configuration.family.encoder)
         },
         "are repeated": {name for name in expected if counts[name] > 1},
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from selfattn import _kernels
 from selfattn.layers.base import Array, Layer, as_bias, as_weight, same
-from selfattn.layers.ragged import Ragged
+from selfattn.layers.packed_batch import Ragged
 from selfattn.runtime import resolve_num_threads
 
 ROLES = ("query", "key", "value")

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfattn import _kernels
-from selfattn._arguments import Array, Causal, arithmetic, as_array, head_sizes, operands
-from selfattn.attention import call_arguments
-from selfattn.varlen import packed_call_arguments
+from selfattn.attention.arrays import Array, arithmetic, as_array, head_sizes, operands
+from selfattn.attention.dense import call_arguments
+from selfattn.attention.options import Causal
+from selfattn.attention.packed import packed_call_arguments
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
     from collections.abc import Iterable
 
     import numpy.typing as npt
 
-    from selfattn._arguments import AnyArray
+    from selfattn.attention.arrays import AnyArray
 
 _NAMES = ("query", "key", "value", "grad_out", "out")
 _QKV = ("query", "key", "value")
