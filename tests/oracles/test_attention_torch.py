@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
-from accuracy import DTYPES, assert_as_exact_as_numpy
-from arrays import LAYOUTS, qkv
+from support.accuracy import DTYPES, assert_as_exact_as_numpy
+from support.arrays import LAYOUTS, qkv
 
 import selfattn
 from selfattn import reference

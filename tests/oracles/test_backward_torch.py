@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
-from arrays import qkv
-from attention_gradients import OPTIONS, QKV, backward, grad_like_out, needed, options_of
+from support.arrays import qkv
+from support.attention_gradients import OPTIONS, QKV, backward, grad_like_out, needed, options_of
 
 import selfattn
 from selfattn.reference.dropout import dropout_factors

@@ -1,10 +1,10 @@
-"""Token and sentence embeddings against vectors that transformers made (tests/make_golden.py)."""
+"""Token and sentence embeddings against vectors that transformers made (tests/support/make_golden.py)."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, SENTENCES, build
+from support.tiny_models import FAMILIES, SENTENCES, build
 
 from selfattn import _kernels, active_isa, available_isas
 from selfattn.text import TextEncoder

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import build, write_json
+from support.tiny_models import build, write_json
 
 from selfattn import _kernels
 from selfattn.text import TextEncoder, similarity
