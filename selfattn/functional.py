@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfattn import _gradients, _kernels
-from selfattn._checks import as_number, as_precision
+from selfattn._checks import Activation, as_activation, as_eps, as_precision
 from selfattn.attention.arrays import Array, arithmetic, as_array
 from selfattn.runtime import resolve_num_threads
 
@@ -46,9 +46,6 @@ __all__ = [
     "silu_backward",
 ]
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-_ACTIVATIONS: tuple[Activation, ...] = ("gelu", "gelu_tanh", "relu", "silu")
-
 
 def linear(
     x: AnyArray,
@@ -66,8 +63,7 @@ def linear(
     processor multiplies those faster; sums are float32. Raises TypeError for a dtype, ValueError for
     shapes that do not fit, an unknown activation or precision, and a precision with float64.
     """
-    if activation not in (*_ACTIVATIONS, None):
-        raise ValueError(f'activation={activation!r} must be "gelu", "gelu_tanh", "relu", "silu" or None')
+    activation = as_activation(activation, optional=True)
     x = _as_floats("x", x)
     weight = _as_matrix(weight, x)
     if bias is not None:
@@ -95,7 +91,7 @@ def layer_norm(
     weight, width = _as_scale(weight, x), x.shape[-1:]
     if bias is not None:
         bias = _as_parameter("bias", bias, x, width)
-    y = _kernels.layer_norm(_widened(x), weight, bias, _as_eps(eps), resolve_num_threads(num_threads))
+    y = _kernels.layer_norm(_widened(x), weight, bias, as_eps(eps), resolve_num_threads(num_threads))
     return _narrowed(y, x.dtype)
 
 
@@ -112,7 +108,7 @@ def rms_norm(
     ones. Raises TypeError for a dtype, ValueError for shapes that do not fit and for a negative eps.
     """
     x = _as_rows(x)
-    y = _kernels.rms_norm(_widened(x), _as_scale(weight, x), _as_eps(eps), resolve_num_threads(num_threads))
+    y = _kernels.rms_norm(_widened(x), _as_scale(weight, x), as_eps(eps), resolve_num_threads(num_threads))
     return _narrowed(y, x.dtype)
 
 
@@ -226,7 +222,7 @@ def _norm_backward(
     dtype = arithmetic(x.dtype) if weight is None else _as_floats("weight", weight).dtype
     scale, grad = np.ascontiguousarray(_as_scale(weight, x)), _as_gradient(grad_y, x, x.shape)
     threads = resolve_num_threads(num_threads)
-    grads = _gradients.norm_backward(grad, _widened(x), scale, _as_eps(eps), rms, threads)
+    grads = _gradients.norm_backward(grad, _widened(x), scale, as_eps(eps), rms, threads)
     return _narrowed(grads[0], x.dtype), _narrowed(grads[1], dtype), _narrowed(grads[2], dtype)
 
 
@@ -267,8 +263,7 @@ def gate_backward(
     gate and up have one shape and one dtype, and so have the gradients. Raises TypeError for a dtype,
     ValueError for shapes that differ and for an unknown activation.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f'activation={activation!r} must be "gelu", "gelu_tanh", "relu" or "silu"')
+    as_activation(activation)
     gate, up = _as_floats("gate", gate), _as_floats("up", up)
     if up.dtype != gate.dtype:
         raise TypeError(f"up has dtype {up.dtype}, gate {gate.dtype}; they must be the same")
@@ -336,13 +331,6 @@ def _as_scale(weight: AnyArray | None, x: Array) -> Array:
     if weight is None:
         return np.ones(x.shape[-1], arithmetic(x.dtype))
     return _as_parameter("weight", weight, x, x.shape[-1:])
-
-
-def _as_eps(eps: Any) -> float:
-    number = as_number("eps", eps)
-    if number < 0:
-        raise ValueError(f"eps={eps} must be at least 0")
-    return number
 
 
 def _widened(x: Array) -> Array:

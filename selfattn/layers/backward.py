@@ -15,7 +15,7 @@ from selfattn import functional
 from selfattn.attention.backward import varlen_attention_backward
 from selfattn.attention.packed import varlen_attention
 from selfattn.layers.base import Array, Layer, Weights
-from selfattn.layers.projections import ROLES, Heads
+from selfattn.layers.projections import ROLES, Projections
 
 if TYPE_CHECKING:
     from selfattn.layers.encoder import Encoder
@@ -83,7 +83,7 @@ class SavedHeads:
 
 
 def heads_forward(
-    layer: Heads, x: Array, cu_seqlens: Array, threads: int | None, **how: Any
+    layer: Projections, x: Array, cu_seqlens: Array, threads: int | None, **how: Any
 ) -> tuple[Array, SavedHeads]:
     """What the heads say of every word, side by side, (tokens, num_heads * value_dim): a view of saved."""
     query, key, value = layer._project(x, threads)
@@ -94,7 +94,7 @@ def heads_forward(
 
 
 def heads_backward(
-    layer: Heads, saved: SavedHeads, grad_y: Array, threads: int | None
+    layer: Projections, saved: SavedHeads, grad_y: Array, threads: int | None
 ) -> tuple[Array, Weights]:
     s = saved
     grad_context = grad_y.reshape(s.context.shape)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfattn.layers.base import Array, Weights, as_causal, as_scale, initial_weight, same
-from selfattn.layers.packed_batch import Ragged
-from selfattn.layers.projections import Heads
+from selfattn.layers.packed_batch import PackedBatch
+from selfattn.layers.projections import Projections
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SelfAttentionCell(Heads):
+class SelfAttentionCell(Projections):
     """One unit of self-attention with its own query, key and value matrices, the same for every word.
 
     query_weight, key_weight (d_model, head_dim); value_weight (d_model, value_dim); biases (head_dim,),
@@ -69,7 +69,7 @@ class SelfAttentionCell(Heads):
         cu_seqlens[b] to cu_seqlens[b + 1]. All three give the same bits. `scale` is by default
         1/sqrt(head_dim).
         """
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         values = self._attend(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
         return words.restore(values)
 
@@ -82,18 +82,18 @@ class SelfAttentionCell(Heads):
         causal: bool = False,
         scale: float | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, SavedHeads]]:
+    ) -> tuple[Array, tuple[PackedBatch, SavedHeads]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
         from selfattn.layers import backward  # here: only those who learn need it
 
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         how = {"causal": as_causal(causal), "scale": as_scale(scale)}
         y, saved = backward.heads_forward(self, words.tokens, words.cu_seqlens, num_threads, **how)
         return words.restore(y.copy()), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, SavedHeads],
+        saved: tuple[PackedBatch, SavedHeads],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,
@@ -119,6 +119,6 @@ class SelfAttentionCell(Heads):
         """How much each word attends to each other, (seq_len, seq_len), or (batch, seq_len, seq_len) for a
         batch (seq_len is the longest for packed x). Rows sum to 1; rows and columns of padding are 0.
         """
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         weights = self._weigh(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
         return weights[..., 0, :, :]

@@ -14,7 +14,7 @@ from selfattn.layers.encoder_layer import EncoderLayer
 from selfattn.layers.feed_forward import FeedForward
 from selfattn.layers.multihead import MultiHeadSelfAttention
 from selfattn.layers.norm import LayerNorm, Norm, RMSNorm
-from selfattn.layers.packed_batch import Ragged
+from selfattn.layers.packed_batch import PackedBatch
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Encoder(Layer):
         0 in the padding), or packed (tokens, d_model) with `cu_seqlens` (batch + 1,): sequence b is rows
         cu_seqlens[b] to cu_seqlens[b + 1]. Zero sequences and zero lengths are legal.
         """
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         rows = self._packed.run(words.tokens, words.cu_seqlens, resolve_num_threads(num_threads))
         if self.final_norm is not None:
             rows = self.final_norm(rows, num_threads=num_threads)
@@ -106,7 +106,7 @@ class Encoder(Layer):
         num_threads: int | None = None,
         *,
         recompute: bool = False,
-    ) -> tuple[Array, tuple[Ragged, SavedEncoder]]:
+    ) -> tuple[Array, tuple[PackedBatch, SavedEncoder]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then.
 
         With `recompute` only the input of each layer is kept and `backward` computes the layer again: a third
@@ -114,13 +114,13 @@ class Encoder(Layer):
         """
         from selfattn.layers import backward  # here: only those who learn need it
 
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         y, saved = backward.encoder_forward(self, words.tokens, words.cu_seqlens, recompute, num_threads)
         return words.restore(y), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, SavedEncoder],
+        saved: tuple[PackedBatch, SavedEncoder],
         grad_y: npt.ArrayLike,
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
@@ -148,7 +148,7 @@ class Encoder(Layer):
         depth = len(self.layers) if depth is None else as_integer("depth", depth)
         if not 0 <= depth <= len(self.layers):
             raise ValueError(f"depth={depth} must be between 0 and the {len(self.layers)} layers")
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         threads = resolve_num_threads(num_threads)
         states = [words.tokens.copy()]
         for i in range(depth):

@@ -12,7 +12,7 @@ from selfattn.layers.base import Array, Layer, Weights, join_biases, join_weight
 from selfattn.layers.feed_forward import FeedForward
 from selfattn.layers.multihead import MultiHeadSelfAttention
 from selfattn.layers.norm import LayerNorm, Norm, RMSNorm
-from selfattn.layers.packed_batch import Ragged
+from selfattn.layers.packed_batch import PackedBatch
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class EncoderLayer(Layer):
         num_threads: int | None = None,
     ) -> Array:
         """This layer alone, as an Encoder of depth 1; packs its weights at every call."""
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         packed = PackedEncoder([self.for_stack()])
         rows = packed.run(words.tokens, words.cu_seqlens, resolve_num_threads(num_threads))
         return words.restore(rows)
@@ -118,17 +118,17 @@ class EncoderLayer(Layer):
         lengths: npt.ArrayLike | None = None,
         cu_seqlens: npt.ArrayLike | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, SavedLayer]]:
+    ) -> tuple[Array, tuple[PackedBatch, SavedLayer]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
         from selfattn.layers import backward  # here: only those who learn need it
 
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         y, saved = backward.encoder_layer_forward(self, words.tokens, words.cu_seqlens, num_threads)
         return words.restore(y), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, SavedLayer],
+        saved: tuple[PackedBatch, SavedLayer],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,

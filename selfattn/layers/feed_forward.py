@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfattn import _kernels
+from selfattn._checks import as_activation
 from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight, initial_weight, same
 from selfattn.layers.packed_batch import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from selfattn.layers.backward import SavedFeedForward
-
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,8 +36,7 @@ class FeedForward(Layer):
     activation: str = "gelu"
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r} is not one of {ACTIVATIONS}")
+        as_activation(self.activation)
         up, down = as_weight("up_weight", self.up_weight, 2), as_weight("down_weight", self.down_weight, 2)
         d_ff = up.shape[1]
         same("d_ff", up_weight=d_ff, down_weight=len(down))

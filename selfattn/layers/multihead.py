@@ -23,8 +23,8 @@ from selfattn.layers.base import (
     same,
 )
 from selfattn.layers.cell import SelfAttentionCell
-from selfattn.layers.packed_batch import Ragged
-from selfattn.layers.projections import ROLES, Heads
+from selfattn.layers.packed_batch import PackedBatch
+from selfattn.layers.projections import ROLES, Projections
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MultiHeadSelfAttention(Heads):
+class MultiHeadSelfAttention(Projections):
     """Multi-head self-attention ("Attention Is All You Need", section 3.2.2), with grouped key/value heads.
 
     query_weight (d_model, num_heads * head_dim), key_weight (d_model, num_kv_heads * head_dim),
@@ -188,7 +188,7 @@ class MultiHeadSelfAttention(Heads):
         num_threads: int | None = None,
     ) -> Array:
         """x (..., d_model) -> (..., d_out), float32; x, lengths and cu_seqlens as for a SelfAttentionCell."""
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         joined = self._attend(words, num_threads, causal=self.causal, scale=self.scale)
         if self.output_weight is not None:
             threads = resolve_num_threads(num_threads)
@@ -202,17 +202,17 @@ class MultiHeadSelfAttention(Heads):
         lengths: npt.ArrayLike | None = None,
         cu_seqlens: npt.ArrayLike | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, SavedHeads]]:
+    ) -> tuple[Array, tuple[PackedBatch, SavedHeads]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
         from selfattn.layers import backward  # here: only those who learn need it
 
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         y, saved = backward.attention_forward(self, words.tokens, words.cu_seqlens, num_threads)
         return words.restore(y), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, SavedHeads],
+        saved: tuple[PackedBatch, SavedHeads],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,
@@ -234,7 +234,7 @@ class MultiHeadSelfAttention(Heads):
         num_threads: int | None = None,
     ) -> Array:
         """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         return self._weigh(words, num_threads, causal=self.causal, scale=self.scale)
 
 

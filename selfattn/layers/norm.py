@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from selfattn import _kernels
-from selfattn._checks import as_number
+from selfattn._checks import as_eps
 from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight
 from selfattn.layers.packed_batch import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads
@@ -53,7 +53,7 @@ class LayerNorm(BaseNorm):
 
     def __post_init__(self) -> None:
         weight = as_weight("weight", self.weight, 1)
-        self._set(weight=weight, bias=as_bias("bias", self.bias, len(weight)), eps=_as_eps(self.eps))
+        self._set(weight=weight, bias=as_bias("bias", self.bias, len(weight)), eps=as_eps(self.eps))
 
     def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
         """x (..., d_model) float32 -> the same shape."""
@@ -75,7 +75,7 @@ class RMSNorm(BaseNorm):
     kind: ClassVar[str] = "rms"
 
     def __post_init__(self) -> None:
-        self._set(weight=as_weight("weight", self.weight, 1), eps=_as_eps(self.eps))
+        self._set(weight=as_weight("weight", self.weight, 1), eps=as_eps(self.eps))
 
     @property
     def bias(self) -> None:
@@ -90,10 +90,3 @@ class RMSNorm(BaseNorm):
 
 
 Norm = LayerNorm | RMSNorm
-
-
-def _as_eps(eps: Any) -> float:
-    number = as_number("eps", eps)
-    if number < 0:
-        raise ValueError(f"eps={eps} must be at least 0")
-    return number

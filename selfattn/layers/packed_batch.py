@@ -1,4 +1,4 @@
-"""Ragged batches: the real words of a batch packed one after another, and the way back to the caller's shape.
+"""Packed batches: the real words of a batch packed one after another, and the way back to the caller's shape.
 
 Padding is removed before anything is computed and put back, as zeros, at the end; so a padded batch, a packed
 batch and a sentence alone run the same arithmetic and give the same bits.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Ragged:
+class PackedBatch:
     """`tokens` (tokens, d_model), C-contiguous; sequence b is tokens[cu_seqlens[b]:cu_seqlens[b + 1]]."""
 
     tokens: Array
@@ -32,7 +32,7 @@ class Ragged:
     @classmethod
     def of(
         cls, x: npt.ArrayLike, lengths: npt.ArrayLike | None, cu_seqlens: npt.ArrayLike | None, d_model: int
-    ) -> Ragged:
+    ) -> PackedBatch:
         """x ([batch,] seq_len, d_model), with lengths when padded, or (tokens, d_model) with cu_seqlens."""
         x = check_words(x, d_model)
         leading = x.shape[:-1]

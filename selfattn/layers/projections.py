@@ -6,13 +6,13 @@ from typing import Any
 
 from selfattn import _kernels
 from selfattn.layers.base import Array, Layer, as_bias, as_weight, same
-from selfattn.layers.packed_batch import Ragged
+from selfattn.layers.packed_batch import PackedBatch
 from selfattn.runtime import resolve_num_threads
 
 ROLES = ("query", "key", "value")
 
 
-class Heads(Layer):
+class Projections(Layer):
     """A layer with query, key and value matrices (d_model, heads * dim)."""
 
     query_weight: Array
@@ -47,12 +47,12 @@ class Heads(Layer):
         query, key, value = self.query_weight, self.key_weight, self.value_weight
         same("d_model", query_weight=len(query), key_weight=len(key), value_weight=len(value))
 
-    def _attend(self, words: Ragged, num_threads: int | None, **how: Any) -> Array:
+    def _attend(self, words: PackedBatch, num_threads: int | None, **how: Any) -> Array:
         """What the heads say of every word, side by side, (tokens, num_heads * value_dim)."""
         query, key, value = self._project(words.tokens, num_threads)
         return words.attend(query, key, value, num_threads=num_threads, **how)
 
-    def _weigh(self, words: Ragged, num_threads: int | None, **how: Any) -> Array:
+    def _weigh(self, words: PackedBatch, num_threads: int | None, **how: Any) -> Array:
         """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
         query, key = self._project(words.tokens, num_threads, ROLES[:2])
         return words.attention_weights(query, key, num_threads=num_threads, **how)

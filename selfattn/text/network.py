@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from selfattn._checks import as_integers
 from selfattn.layers import Encoder, EncoderLayer, FeedForward, LayerNorm, MultiHeadSelfAttention
 from selfattn.layers.base import Layer, Weights, as_bias, as_weight, protected, same
-from selfattn.layers.packed_batch import Ragged, check_cu_seqlens
+from selfattn.layers.packed_batch import PackedBatch, check_cu_seqlens
 from selfattn.text.checkpoint import Tensors
 from selfattn.text.configuration import Configuration
 from selfattn.text.pooling import Floats
@@ -30,7 +30,7 @@ class SavedNetwork:
     ids: Ids
     positions: Ids
     norm: Floats
-    encoder: tuple[Ragged, SavedEncoder]
+    encoder: tuple[PackedBatch, SavedEncoder]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -42,7 +42,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Head:
+class SentencePooling:
     """The modules after the encoder: pooling, then any of Dense and Normalize, in order."""
 
     modes: tuple[str, ...]
@@ -97,7 +97,7 @@ def check_modules(modules: list[dict[str, str]], directory: Path) -> None:
         )
 
 
-def load_head(modules: list[dict[str, str]], directory: Path, d_model: int) -> Head:
+def load_sentence_pooling(modules: list[dict[str, str]], directory: Path, d_model: int) -> SentencePooling:
     """The modules after the Transformer, loaded. Without any, mean pooling, as in sentence-transformers."""
     modes: tuple[str, ...] = ("mean",)
     include_prompt = True
@@ -115,7 +115,7 @@ def load_head(modules: list[dict[str, str]], directory: Path, d_model: int) -> H
             dim = steps[-1].weight.shape[1]
         else:
             steps.append(normalize)
-    return Head(modes, include_prompt, tuple(steps), dim)
+    return SentencePooling(modes, include_prompt, tuple(steps), dim)
 
 
 def _load_dense(folder: Path, d_in: int) -> Dense:

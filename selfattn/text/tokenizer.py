@@ -16,7 +16,7 @@ SENTENCE_CONFIGS = [
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
 ]
 UNBOUNDED = 1 << 24  # transformers writes 10^30 as model_max_length where there is no limit
-FEW = 16  # texts below this many are tokenized on this thread, without waking the tokenizer's own pool
+PARALLEL_TEXTS = 16  # fewer texts are tokenized on this thread, without waking the tokenizer's own pool
 
 
 def load_tokenizer(directory: Path, vocab_size: int, *, lowercase: bool) -> Tokenizer:
@@ -92,7 +92,7 @@ def _max_length(path: Path, length: Any, limit: int) -> int:
 
 def encode_texts(tokenizer: Tokenizer, texts: list[str], *, num_threads: int) -> list[Encoding]:
     """One Encoding per text. Many texts wake the tokenizer's own threads, if more than one is allowed."""
-    if num_threads == 1 or len(texts) < FEW:
+    if num_threads == 1 or len(texts) < PARALLEL_TEXTS:
         return [tokenizer.encode(text) for text in texts]
     batched = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)  # without offsets, since 0.20
     return batched(texts)
