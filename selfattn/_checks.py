@@ -50,6 +50,12 @@ def largest_of(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(dtype).max)
 
 
+@lru_cache
+def least_of(dtype: np.dtype[Any]) -> float:
+    """The least positive normal number of that dtype."""
+    return float(np.finfo(dtype).tiny)
+
+
 def as_eps(eps: Any) -> float:
     """What a norm adds to the variance: a number of at least 0."""
     number = as_number("eps", eps)
@@ -109,7 +115,7 @@ def as_lengths(
 
 
 def as_cu_seqlens(name: str, x: npt.ArrayLike, total: int, packed: str) -> Int64:
-    """(sequences + 1,) bounds of sequences side by side, from 0 to `total`; `packed` says what that counts."""
+    """(sequences + 1,) bounds of sequences side by side, from 0 to `total`, which is what `packed` says."""
     bounds = as_integers(name, x)
     if bounds.ndim != 1 or bounds.size == 0:
         raise ValueError(f"{name} has shape {bounds.shape}; it must be (sequences + 1,), at least (1,)")
