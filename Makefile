@@ -69,7 +69,7 @@ check: $(VENV)/test $(VENV)/check  ## style, types, compiler warnings and the ru
 	    echo "$$compiler $(WARNINGS)"; \
 	    printf '%s\n' $(C_SOURCES) | xargs -P $(JOBS) -I{} $$compiler $(C_FLAGS) $(WARNINGS) -c {} -o /dev/null || exit 1; \
 	done
-	$(PYTEST) tests/test_house*.py
+	$(PYTEST) tests/package/test_house*.py
 
 format: $(VENV)/check  ## put every source into the house's format
 	$(VENV)/bin/ruff check --fix-only .
@@ -97,7 +97,7 @@ bench-smoke: $(PEERS)/bench  ## the same in a size that only shows that it runs
 	$(BENCH) --smoke $(ARGS)
 
 # The sanitizers' runtime must be loaded first, and the address sanitizer takes no notice of Python's own leaks.
-# (tests/test_pool.py runs the pool under its own sanitizers; a stack of 64 KB is too small for these.)
+# (tests/native/test_pool.py runs the pool under its own sanitizers; a stack of 64 KB is too small for these.)
 SANITIZE  := -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=undefined -fsanitize=address,undefined
 SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
              ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
@@ -108,7 +108,7 @@ sanitize: $(VENV)/test  ## the tests under the address and undefined-behaviour s
 	$(COMPILER) SELFATTN_CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) -m pip wheel -q --no-deps -w .build/asan .
 	$(PY) -m pip install -q --no-deps --target .build/asan/site .build/asan/*.whl
 	$(SANITIZED) $(PY) -c "import selfattn; assert '.build/asan' in selfattn.__file__"
-	$(SANITIZED) $(PYTEST) --ignore tests/oracles --ignore tests/test_pool.py -k "not small_stack" \
+	$(SANITIZED) $(PYTEST) --ignore tests/oracles --ignore tests/native/test_pool.py -k "not small_stack" \
 	    --timeout 1200 --capture=sys $(ARGS)
 
 test-neon:  ## the same bits on ARM (cross-compiled, under qemu) as on this machine

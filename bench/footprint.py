@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import selfattn
-from selfattn import _kernels
+from selfattn._native import operator as _operator
 from selfattn.bench import machine, memory, report, timing, workloads
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +71,7 @@ def bound_call(shape: tuple[int, int, int, int]) -> Callable[[], Any]:
     batch, heads, length, head_dim = shape
     query, key, value, out = (np.ones(shape, np.float32) for _ in range(4))
     sizes = (heads, heads, length, length, head_dim, head_dim)
-    return lambda: _kernels.attention(
+    return lambda: _operator.attention(
         query, key, value, out, None, None, None, (batch,), sizes, head_dim**-0.5, None, 1
     )
 

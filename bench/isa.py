@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import selfattn
-from selfattn import _kernels
+from selfattn._native import runtime as _runtime
 from selfattn.bench import machine, options, report, timing, workloads
 from selfattn.bench.run import CONTENDERS, SHAPES
 
@@ -28,8 +28,8 @@ def on(isa: str, call: Callable[[], Any]) -> Callable[[], Any]:
     """The call on that instruction set, which stays the active one: to look for it takes microseconds."""
 
     def switched() -> Any:
-        if _kernels.active_isa() != isa:
-            _kernels.use_isa(isa)
+        if _runtime.active_isa() != isa:
+            _runtime.use_isa(isa)
         return call()
 
     return switched
@@ -104,7 +104,7 @@ def main() -> None:
             seconds = timing.in_turns(calls, chosen.rounds, chosen.min_time, watch)
             results.append(row(shape, threads, seconds, bar) | watch.counts())
             print(shown(results[-1]), *report.disturbed(results[-1]), flush=True)
-    _kernels.use_isa(isas[0])
+    _runtime.use_isa(isas[0])
     chosen.threads = ",".join(map(str, chosen.threads))
     report.write_measured("isa", results, chosen, "threads", "rounds", "min_time", peak_gflops=limits)
 

@@ -13,7 +13,7 @@ import os as _os
 from typing import TYPE_CHECKING, Any
 
 try:
-    from selfattn import _kernels
+    from selfattn._native import runtime as _runtime
 except ImportError as error:
     raise ImportError(
         f"selfattn in {_os.path.dirname(__file__)} cannot load its compiled kernels ({error}). "
@@ -24,16 +24,11 @@ except ImportError as error:
 _isa = _os.environ.get("SELFATTN_ISA", "")
 if _isa:
     try:
-        _kernels.use_isa(_isa)
+        _runtime.use_isa(_isa)
     except ValueError as error:
         raise ImportError(f"SELFATTN_ISA: {error}") from None
 
 from selfattn.attention import attention, attention_column_sums, attention_weights  # noqa: E402
-from selfattn.backward import attention_backward, varlen_attention_backward  # noqa: E402
-from selfattn.cache import KVCache  # noqa: E402
-from selfattn.merge import merge_attention  # noqa: E402
-from selfattn.paged import paged_attention  # noqa: E402
-from selfattn.positions import alibi_slopes, rotary_embedding, sinusoidal_positions  # noqa: E402
 from selfattn.runtime import (  # noqa: E402
     active_isa,
     available_isas,
@@ -42,13 +37,20 @@ from selfattn.runtime import (  # noqa: E402
     threads,
     trim,
 )
-from selfattn.varlen import varlen_attention  # noqa: E402
 
 if TYPE_CHECKING:
     from selfattn import functional as functional
     from selfattn import layers as layers
     from selfattn import reference as reference
     from selfattn import train as train
+    from selfattn.attention import (
+        KVCache,
+        attention_backward,
+        merge_attention,
+        paged_attention,
+        varlen_attention,
+        varlen_attention_backward,
+    )
     from selfattn.layers import (
         Encoder,
         EncoderLayer,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         RMSNorm,
         SelfAttentionCell,
     )
+    from selfattn.layers.positions import alibi_slopes, rotary_embedding, sinusoidal_positions
     from selfattn.text import TextEncoder as TextEncoder
     from selfattn.view import AttentionMap as AttentionMap
 
@@ -96,18 +99,39 @@ __all__ = [
 ]
 
 _LATER_MODULES = ("functional", "layers", "reference", "train")
-_LATER_CLASSES = {"TextEncoder": "selfattn.text", "AttentionMap": "selfattn.view"}  # else selfattn.layers
+_LATER = {
+    "AttentionMap": "view",
+    "Encoder": "layers",
+    "EncoderLayer": "layers",
+    "FeedForward": "layers",
+    "KVCache": "attention.cache",
+    "LayerNorm": "layers",
+    "MultiHeadSelfAttention": "layers",
+    "RMSNorm": "layers",
+    "SelfAttentionCell": "layers",
+    "TextEncoder": "text",
+    "alibi_slopes": "layers.positions",
+    "attention_backward": "attention.backward",
+    "merge_attention": "attention.merge",
+    "paged_attention": "attention.paged",
+    "rotary_embedding": "layers.positions",
+    "sinusoidal_positions": "layers.positions",
+    "varlen_attention": "attention.packed",
+    "varlen_attention_backward": "attention.backward",
+}  # the module that each name comes from
 
 
 def __getattr__(name: str) -> Any:
-    """All but the operator loads when used: layers, text models, training, pictures, the specification."""
+    """All but `attention`, its weights and the runtime load when they are used, once."""
     from importlib import import_module
 
     if name in _LATER_MODULES:
         return import_module(f"selfattn.{name}")
-    if name in __all__:
-        return getattr(import_module(_LATER_CLASSES.get(name, "selfattn.layers")), name)
-    raise AttributeError(f"module 'selfattn' has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module 'selfattn' has no attribute {name!r}")
+    value = getattr(import_module(f"selfattn.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,11 @@
-"""Numbers from callers: checked, and named where they are wrong."""
+"""Numbers, lengths and names from callers, one check for each kind: the error names what is wrong."""
 
 from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
     Int64 = npt.NDArray[np.int64]
 
 FLOAT32 = np.dtype(np.float32)
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+ACTIVATIONS: tuple[Activation, ...] = ("gelu", "gelu_tanh", "relu", "silu")
 
 
 def as_integer(name: str, value: Any) -> int:
@@ -31,7 +34,7 @@ def as_number(name: str, value: Any, dtype: np.dtype[Any] = FLOAT32) -> float:
     """`value` as a float that is finite in `dtype`; TypeError or ValueError naming it for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}={value!r} must be a number, not a {type(value).__name__}")
-    largest = float(np.finfo(dtype).max)
+    largest = largest_of(dtype)
     try:
         number = float(value)
     except OverflowError:  # an integer of some hundred digits
@@ -39,6 +42,36 @@ def as_number(name: str, value: Any, dtype: np.dtype[Any] = FLOAT32) -> float:
     if not -largest <= number <= largest:
         raise ValueError(f"{name}={value} must be finite in {dtype}")
     return number
+
+
+@lru_cache  # to ask NumPy takes a microsecond
+def largest_of(dtype: np.dtype[Any]) -> float:
+    """The largest finite number of that dtype."""
+    return float(np.finfo(dtype).max)
+
+
+@lru_cache
+def least_of(dtype: np.dtype[Any]) -> float:
+    """The least positive normal number of that dtype."""
+    return float(np.finfo(dtype).tiny)
+
+
+def as_eps(eps: Any) -> float:
+    """What a norm adds to the variance: a number of at least 0."""
+    number = as_number("eps", eps)
+    if number < 0:
+        raise ValueError(f"eps={eps} must be at least 0")
+    return number
+
+
+def as_activation(activation: Any, *, optional: bool = False) -> Activation | None:
+    """One of ACTIVATIONS or, where it is `optional`, None."""
+    if activation is None and optional:
+        return None
+    if activation not in ACTIVATIONS:
+        *names, last = [*(f'"{name}"' for name in ACTIVATIONS), *["None"] * optional]
+        raise ValueError(f"activation={activation!r} must be {', '.join(names)} or {last}")
+    return cast(Activation, activation)
 
 
 def as_precision(precision: Any, dtype: np.dtype[Any] = FLOAT32) -> bool:
@@ -79,3 +112,22 @@ def as_lengths(
         bound = np.broadcast_to(most, batch)[item]
         raise ValueError(f"{name}[{item}]={checked[item]} must be between 0 and {limit}={bound}")
     return checked
+
+
+def as_cu_seqlens(name: str, x: npt.ArrayLike, total: int, packed: str) -> Int64:
+    """(sequences + 1,) bounds of sequences side by side, from 0 to `total`, which is what `packed` says."""
+    bounds = as_integers(name, x)
+    if bounds.ndim != 1 or bounds.size == 0:
+        raise ValueError(f"{name} has shape {bounds.shape}; it must be (sequences + 1,), at least (1,)")
+    if bounds[0] != 0 or bounds[-1] != total:
+        raise ValueError(
+            f"{name} begins at {bounds[0]} and ends at {bounds[-1]}; "
+            f"it must begin at 0 and end at {packed}, {total}"
+        )
+    falls = (bounds[1:] < bounds[:-1]).nonzero()[0]
+    if falls.size:
+        b = falls[0]
+        raise ValueError(
+            f"{name}[{b + 1}]={bounds[b + 1]} is less than {name}[{b}]={bounds[b]}; it must not decrease"
+        )
+    return bounds

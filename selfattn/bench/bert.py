@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from selfattn import reference
-from selfattn.bench.workloads import Array
+from selfattn.attention.arrays import Array
 
 
 def token_embeddings(directory: Path, sentences: Sequence[Array]) -> Array:

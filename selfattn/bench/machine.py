@@ -114,20 +114,20 @@ def multiply_adds(threads: int, bfloat16: bool = False, rounds: int = 12) -> Cal
     It lasts until the slowest is done, as any contender's, and returns the floating-point operations. With
     `bfloat16`, products of bfloat16 summed in float32; FMAs where the processor has no such products.
     """
-    from selfattn import _kernels
+    from selfattn._native import runtime as _runtime
 
     def work() -> float:
-        return sum(_kernels.multiply_add(bfloat16) for _ in range(rounds))
+        return sum(_runtime.multiply_add(bfloat16) for _ in range(rounds))
 
     return partial(on_threads, [work] * threads)
 
 
 def reads(threads: int) -> Callable[[], float]:
     """A call in which so many threads each read memory that no cache holds; it returns the bytes."""
-    from selfattn import _kernels
+    from selfattn._native import runtime as _runtime
 
     pieces = [np.ones(READ_BYTES // 4, np.float32) for _ in range(threads)]
-    return partial(on_threads, [partial(_kernels.read_all, piece) for piece in pieces])
+    return partial(on_threads, [partial(_runtime.read_all, piece) for piece in pieces])
 
 
 def pace(work: Callable[[], float]) -> float:

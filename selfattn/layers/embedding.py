@@ -8,7 +8,7 @@ import numpy as np
 
 from selfattn._checks import as_integers
 from selfattn.layers.base import Array
-from selfattn.positions import rotary_embedding
+from selfattn.layers.positions import rotary_embedding
 
 if TYPE_CHECKING:
     import numpy.typing as npt

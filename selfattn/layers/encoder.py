@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from selfattn._checks import as_integer, as_precision
-from selfattn._stack import PackedEncoder
+from selfattn._native.encoder import PackedEncoder
 from selfattn.layers.base import Array, Layer, Weights
 from selfattn.layers.encoder_layer import EncoderLayer
-from selfattn.layers.norm import Norm
-from selfattn.layers.ragged import Ragged
+from selfattn.layers.feed_forward import FeedForward
+from selfattn.layers.multihead import MultiHeadSelfAttention
+from selfattn.layers.norm import LayerNorm, Norm, RMSNorm
+from selfattn.layers.packed_batch import PackedBatch
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
+    from selfattn.layers.backward import SavedEncoder
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,11 +92,18 @@ class Encoder(Layer):
         0 in the padding), or packed (tokens, d_model) with `cu_seqlens` (batch + 1,): sequence b is rows
         cu_seqlens[b] to cu_seqlens[b + 1]. Zero sequences and zero lengths are legal.
         """
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        rows = self._packed.run(words.tokens, words.cu_seqlens, resolve_num_threads(num_threads))
-        if self.final_norm is not None:
-            rows = self.final_norm(rows, num_threads=num_threads)
-        return words.restore(rows)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        return words.restore(self._run(words, resolve_num_threads(num_threads)))
+
+    def _run(self, words: PackedBatch, threads: int) -> Array:
+        """The words through all layers, (tokens, d_model)."""
+        rows = self._packed.run(words.tokens, words.cu_seqlens, threads)
+        return rows if self.final_norm is None else self.final_norm._normed(rows, threads)
+
+    def _forward(self, words: PackedBatch, recompute: bool, threads: int) -> tuple[Array, SavedEncoder]:
+        from selfattn.layers import backward  # here: only those who learn need it
+
+        return backward.encoder_forward(self, words.tokens, words.cu_seqlens, recompute, threads)
 
     def forward(
         self,
@@ -104,30 +113,28 @@ class Encoder(Layer):
         num_threads: int | None = None,
         *,
         recompute: bool = False,
-    ) -> tuple[Array, tuple[Ragged, gradients.SavedEncoder]]:
+    ) -> tuple[Array, tuple[PackedBatch, SavedEncoder]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then.
 
         With `recompute` only the input of each layer is kept and `backward` computes the layer again: a third
         more work for a fraction of the memory, and the same bits.
         """
-        from selfattn.layers import gradients  # here: only those who learn need it
-
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        y, saved = gradients.encoder_forward(self, words.tokens, words.cu_seqlens, recompute, num_threads)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        y, saved = self._forward(words, recompute, resolve_num_threads(num_threads))
         return words.restore(y), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, gradients.SavedEncoder],
+        saved: tuple[PackedBatch, SavedEncoder],
         grad_y: npt.ArrayLike,
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y, as the result -> (grad_x, 0 in the padding; the gradients as `weights()`)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words, stack = saved
         rows = words.take(grad_y, self.d_model)
-        grad_x, grads = gradients.encoder_backward(self, stack, rows, num_threads)
+        grad_x, grads = backward.encoder_backward(self, stack, rows, resolve_num_threads(num_threads))
         return words.restore(grad_x), grads
 
     def hidden_states(
@@ -146,7 +153,7 @@ class Encoder(Layer):
         depth = len(self.layers) if depth is None else as_integer("depth", depth)
         if not 0 <= depth <= len(self.layers):
             raise ValueError(f"depth={depth} must be between 0 and the {len(self.layers)} layers")
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
         threads = resolve_num_threads(num_threads)
         states = [words.tokens.copy()]
         for i in range(depth):
@@ -157,13 +164,15 @@ class Encoder(Layer):
         """Writes one safetensors file: named float32 tensors (layers.0.attention.query_weight, ...) and the
         configuration as JSON in its metadata.
         """
-        from selfattn.layers import weights  # here, since few who import the layers read or write files
+        from selfattn.layers import serialization  # here, since few who import the layers read or write files
 
-        weights.save(self, path)
+        serialization.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Encoder:
         """Reads what `save` wrote; ValueError naming the file when it is anything else, or damaged."""
-        from selfattn.layers import weights
+        from selfattn.layers import serialization
 
-        return weights.load(path)
+        layers = (EncoderLayer, MultiHeadSelfAttention, FeedForward, LayerNorm, RMSNorm)
+        encoder: Encoder = serialization.load(path, Encoder, layers)
+        return encoder

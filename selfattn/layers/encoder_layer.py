@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from selfattn._native.encoder import PackedEncoder
 from selfattn.layers.base import Array, Layer, Weights, join_biases, join_weights
 from selfattn.layers.feed_forward import FeedForward
 from selfattn.layers.multihead import MultiHeadSelfAttention
 from selfattn.layers.norm import LayerNorm, Norm, RMSNorm
-from selfattn.layers.ragged import Ragged
+from selfattn.layers.packed_batch import PackedBatch
+from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
+    from selfattn.layers.backward import SavedLayer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,9 +106,10 @@ class EncoderLayer(Layer):
         num_threads: int | None = None,
     ) -> Array:
         """This layer alone, as an Encoder of depth 1; packs its weights at every call."""
-        from selfattn.layers.encoder import Encoder  # here, since an Encoder is made of these
-
-        return Encoder([self])(x, lengths, cu_seqlens, num_threads)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        packed = PackedEncoder([self.for_stack()])
+        rows = packed.run(words.tokens, words.cu_seqlens, resolve_num_threads(num_threads))
+        return words.restore(rows)
 
     def forward(
         self,
@@ -115,27 +118,29 @@ class EncoderLayer(Layer):
         lengths: npt.ArrayLike | None = None,
         cu_seqlens: npt.ArrayLike | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, gradients.SavedLayer]]:
+    ) -> tuple[Array, tuple[PackedBatch, SavedLayer]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        y, saved = gradients.encoder_layer_forward(self, words.tokens, words.cu_seqlens, num_threads)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        y, saved = backward.encoder_layer_forward(
+            self, words.tokens, words.cu_seqlens, resolve_num_threads(num_threads)
+        )
         return words.restore(y), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, gradients.SavedLayer],
+        saved: tuple[PackedBatch, SavedLayer],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y, as the result -> (grad_x, 0 in the padding; the gradients as `weights()`)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words, layer = saved
         rows = words.take(grad_y, self.d_model)
-        grad_x, grads = gradients.encoder_layer_backward(self, layer, rows, num_threads)
+        grad_x, grads = backward.encoder_layer_backward(self, layer, rows, resolve_num_threads(num_threads))
         return words.restore(grad_x), grads
 
     def attention_weights(
@@ -157,8 +162,7 @@ class EncoderLayer(Layer):
     def for_stack(self) -> dict[str, Any]:
         """This layer as the compiled stack takes it: matrices that meet the same input side by side."""
         heads, network = self.attention, self.feed_forward
-        qkv = [heads.query_weight, heads.key_weight, heads.value_weight]
-        qkv_bias = [heads.query_bias, heads.key_bias, heads.value_bias]
+        qkv, qkv_bias = heads._joined()
         up, up_bias = [network.up_weight], [network.up_bias]
         if network.gate_weight is not None:
             up, up_bias = [network.gate_weight, *up], [network.gate_bias, *up_bias]
@@ -176,8 +180,8 @@ class EncoderLayer(Layer):
             "norm_first": self.norm_first,
             "activation": network.activation,
             "gated": network.gate_weight is not None,
-            "qkv_weight": join_weights(qkv),
-            "qkv_bias": join_biases(qkv_bias, [w.shape[1] for w in qkv]),
+            "qkv_weight": qkv,
+            "qkv_bias": qkv_bias,
             "output_weight": output,
             "output_bias": heads.output_bias,
             "up_weight": join_weights(up),

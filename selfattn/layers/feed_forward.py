@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfattn import _kernels
+from selfattn._native import pointwise as _pointwise
+from selfattn._checks import as_activation
 from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight, initial_weight, same
-from selfattn.layers.ragged import check_gradient, check_words
+from selfattn.layers.packed_batch import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
-
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+    from selfattn.layers.backward import SavedFeedForward
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,8 +36,7 @@ class FeedForward(Layer):
     activation: str = "gelu"
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r} is not one of {ACTIVATIONS}")
+        as_activation(self.activation)
         up, down = as_weight("up_weight", self.up_weight, 2), as_weight("down_weight", self.down_weight, 2)
         d_ff = up.shape[1]
         same("d_ff", up_weight=d_ff, down_weight=len(down))
@@ -86,26 +84,26 @@ class FeedForward(Layer):
         rows = words.reshape(-1, self.d_model) if words.size else words.reshape(0, self.d_model)
         threads = resolve_num_threads(num_threads)
         if self.gate_weight is None:
-            hidden = _kernels.linear(rows, self.up_weight, self.up_bias, self.activation, threads)
+            hidden = _pointwise.linear(rows, self.up_weight, self.up_bias, self.activation, threads)
         else:
-            hidden = _kernels.linear(rows, self.gate_weight, self.gate_bias, self.activation, threads)
-            hidden *= _kernels.linear(rows, self.up_weight, self.up_bias, None, threads)
-        out = _kernels.linear(hidden, self.down_weight, self.down_bias, None, threads)
+            hidden = _pointwise.linear(rows, self.gate_weight, self.gate_bias, self.activation, threads)
+            hidden *= _pointwise.linear(rows, self.up_weight, self.up_bias, None, threads)
+        out = _pointwise.linear(hidden, self.down_weight, self.down_bias, None, threads)
         return out.reshape(*words.shape[:-1], self.d_out)
 
-    def forward(
-        self, x: npt.ArrayLike, *, num_threads: int | None = None
-    ) -> tuple[Array, gradients.SavedFeedForward]:
+    def forward(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> tuple[Array, SavedFeedForward]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        return gradients.feed_forward_forward(self, check_words(x, self.d_model), num_threads)
+        return backward.feed_forward_forward(
+            self, check_words(x, self.d_model), resolve_num_threads(num_threads)
+        )
 
     def backward(
-        self, saved: gradients.SavedFeedForward, grad_y: npt.ArrayLike, *, num_threads: int | None = None
+        self, saved: SavedFeedForward, grad_y: npt.ArrayLike, *, num_threads: int | None = None
     ) -> tuple[Array, Weights]:
         """grad_y (..., d_out) -> (grad_x, the gradients of the weights by name)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         grad_y = check_gradient(grad_y, (*saved.x.shape[:-1], self.d_out))
-        return gradients.feed_forward_backward(self, saved, grad_y, num_threads)
+        return backward.feed_forward_backward(self, saved, grad_y, resolve_num_threads(num_threads))

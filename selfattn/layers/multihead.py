@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn import _kernels
+from selfattn._native import pointwise as _pointwise
 from selfattn._checks import as_integer
 from selfattn.layers.base import (
     Array,
@@ -23,18 +23,18 @@ from selfattn.layers.base import (
     same,
 )
 from selfattn.layers.cell import SelfAttentionCell
-from selfattn.layers.heads import ROLES, Heads
-from selfattn.layers.ragged import Ragged
+from selfattn.layers.packed_batch import PackedBatch
+from selfattn.layers.projections import ROLES, Projections
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn.layers import gradients
+    from selfattn.layers.backward import SavedHeads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MultiHeadSelfAttention(Heads):
+class MultiHeadSelfAttention(Projections):
     """Multi-head self-attention ("Attention Is All You Need", section 3.2.2), with grouped key/value heads.
 
     query_weight (d_model, num_heads * head_dim), key_weight (d_model, num_kv_heads * head_dim),
@@ -188,11 +188,11 @@ class MultiHeadSelfAttention(Heads):
         num_threads: int | None = None,
     ) -> Array:
         """x (..., d_model) -> (..., d_out), float32; x, lengths and cu_seqlens as for a SelfAttentionCell."""
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        joined = self._attend(words, num_threads, causal=self.causal, scale=self.scale)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        threads = resolve_num_threads(num_threads)
+        joined = self._attend(words, self._options(self.causal, self.scale), threads)
         if self.output_weight is not None:
-            threads = resolve_num_threads(num_threads)
-            joined = _kernels.linear(joined, self.output_weight, self.output_bias, None, threads)
+            joined = _pointwise.linear(joined, self.output_weight, self.output_bias, None, threads)
         return words.restore(joined)
 
     def forward(
@@ -202,27 +202,29 @@ class MultiHeadSelfAttention(Heads):
         lengths: npt.ArrayLike | None = None,
         cu_seqlens: npt.ArrayLike | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, tuple[Ragged, gradients.SavedHeads]]:
+    ) -> tuple[Array, tuple[PackedBatch, SavedHeads]]:
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        y, saved = gradients.attention_forward(self, words.tokens, words.cu_seqlens, num_threads)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        y, saved = backward.attention_forward(
+            self, words.tokens, words.cu_seqlens, resolve_num_threads(num_threads)
+        )
         return words.restore(y), (words, saved)
 
     def backward(
         self,
-        saved: tuple[Ragged, gradients.SavedHeads],
+        saved: tuple[PackedBatch, SavedHeads],
         grad_y: npt.ArrayLike,
         *,
         num_threads: int | None = None,
     ) -> tuple[Array, Weights]:
         """grad_y (..., d_out) -> (grad_x, 0 in the padding; the gradients of the weights by name)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
         words, heads = saved
         rows = words.take(grad_y, self.d_out)
-        grad_x, grads = gradients.attention_backward(self, heads, rows, num_threads)
+        grad_x, grads = backward.attention_backward(self, heads, rows, resolve_num_threads(num_threads))
         return words.restore(grad_x), grads
 
     def attention_weights(
@@ -234,8 +236,9 @@ class MultiHeadSelfAttention(Heads):
         num_threads: int | None = None,
     ) -> Array:
         """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
-        words = Ragged.of(x, lengths, cu_seqlens, self.d_model)
-        return self._weigh(words, num_threads, causal=self.causal, scale=self.scale)
+        words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
+        options = self._options(self.causal, self.scale)
+        return self._weigh(words, options, resolve_num_threads(num_threads))
 
 
 def _per_head(name: str, matrix: Array, heads_name: str, heads: int) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from selfattn import _kernels
-from selfattn._checks import as_number
+from selfattn._native import pointwise as _pointwise
+from selfattn._checks import as_eps
 from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight
-from selfattn.layers.ragged import check_gradient, check_words
+from selfattn.layers.packed_batch import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -24,22 +24,27 @@ class BaseNorm(Layer):
     kind: ClassVar[str]
 
     @abstractmethod
+    def _normed(self, x: Array, threads: int) -> Array:
+        """x (..., d_model) float32, C-contiguous -> the same shape; nothing is checked."""
+
     def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
         """x (..., d_model) float32 -> the same shape."""
+        return self._normed(check_words(x, len(self.weight)), resolve_num_threads(num_threads))
 
     def forward(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> tuple[Array, Array]:
         """The result of the call, and what `backward` needs; x must not change until then."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        return gradients.norm_forward(self, check_words(x, len(self.weight)), num_threads)
+        return backward.norm_forward(self, check_words(x, len(self.weight)), resolve_num_threads(num_threads))
 
     def backward(
         self, saved: Array, grad_y: npt.ArrayLike, *, num_threads: int | None = None
     ) -> tuple[Array, Weights]:
         """grad_y (..., d_model) -> (grad_x, the gradients of the weights by name)."""
-        from selfattn.layers import gradients  # here: only those who learn need it
+        from selfattn.layers import backward  # here: only those who learn need it
 
-        return gradients.norm_backward(self, saved, check_gradient(grad_y, saved.shape), num_threads)
+        grad_y, threads = check_gradient(grad_y, saved.shape), resolve_num_threads(num_threads)
+        return backward.norm_backward(self, saved, grad_y, threads)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,17 +58,10 @@ class LayerNorm(BaseNorm):
 
     def __post_init__(self) -> None:
         weight = as_weight("weight", self.weight, 1)
-        self._set(weight=weight, bias=as_bias("bias", self.bias, len(weight)), eps=_as_eps(self.eps))
+        self._set(weight=weight, bias=as_bias("bias", self.bias, len(weight)), eps=as_eps(self.eps))
 
-    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
-        """x (..., d_model) float32 -> the same shape."""
-        return _kernels.layer_norm(
-            check_words(x, len(self.weight)),
-            self.weight,
-            self.bias,
-            self.eps,
-            resolve_num_threads(num_threads),
-        )
+    def _normed(self, x: Array, threads: int) -> Array:
+        return _pointwise.layer_norm(x, self.weight, self.bias, self.eps, threads)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,25 +73,15 @@ class RMSNorm(BaseNorm):
     kind: ClassVar[str] = "rms"
 
     def __post_init__(self) -> None:
-        self._set(weight=as_weight("weight", self.weight, 1), eps=_as_eps(self.eps))
+        self._set(weight=as_weight("weight", self.weight, 1), eps=as_eps(self.eps))
 
     @property
     def bias(self) -> None:
         """An RMSNorm has no bias."""
         return None
 
-    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
-        """x (..., d_model) float32 -> the same shape."""
-        return _kernels.rms_norm(
-            check_words(x, len(self.weight)), self.weight, self.eps, resolve_num_threads(num_threads)
-        )
+    def _normed(self, x: Array, threads: int) -> Array:
+        return _pointwise.rms_norm(x, self.weight, self.eps, threads)
 
 
 Norm = LayerNorm | RMSNorm
-
-
-def _as_eps(eps: Any) -> float:
-    number = as_number("eps", eps)
-    if number < 0:
-        raise ValueError(f"eps={eps} must be at least 0")
-    return number

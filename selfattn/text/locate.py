@@ -6,9 +6,9 @@ import importlib.util
 import os
 from pathlib import Path
 
+from selfattn.text.checkpoint import has_weights
 from selfattn.text.errors import ModelNotFoundError, missing_extra
-from selfattn.text.modules import read_modules
-from selfattn.text.weights import has_weights
+from selfattn.text.sentence_pooling import read_modules
 
 # Only what a text encoder reads, never pickled weights or exports to other runtimes.
 DOWNLOADED = ["*.json", "*.txt", "*.safetensors"]

@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from selfattn.text.architectures import Configuration
+from selfattn.text.checkpoint import INDEX, SINGLE, load_encoder_tensors
+from selfattn.text.configuration import Configuration
 from selfattn.text.errors import missing_extra
 from selfattn.text.files import read_json, read_optional_json
-from selfattn.text.modules import read_modules
 from selfattn.text.network import Network, checkpoint_tensors
-from selfattn.text.tokenization import text_options_path
-from selfattn.text.weights import INDEX, SINGLE, load_encoder_tensors
+from selfattn.text.sentence_pooling import read_modules
+from selfattn.text.tokenizer import text_options_path
 
 COPIED = (".json", ".txt", ".safetensors")  # no pickles, no exports to other runtimes
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selfattn import _kernels
+from selfattn._native import pointwise as _pointwise
 from selfattn.runtime import resolve_num_threads
 from selfattn.text.pooling import normalize
 
@@ -62,7 +62,7 @@ def _products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[
     result = np.empty((len(left), len(right)), dtype=np.float32)
     for i in range(0, len(right), COLUMNS):
         columns = slice(i, i + COLUMNS)
-        result[:, columns] = _kernels.linear(left, right[columns].T, None, None, resolve_num_threads(None))
+        result[:, columns] = _pointwise.linear(left, right[columns].T, None, None, resolve_num_threads(None))
     return result
 
 

@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from selfattn.runtime import resolve_num_threads
-from selfattn.text.architectures import Configuration, read_configuration
 from selfattn.text.arguments import as_texts, positive_sizes
-from selfattn.text.batches import Batch, make_batches
+from selfattn.text.batching import Batch, make_batches
+from selfattn.text.checkpoint import load_encoder_tensors
+from selfattn.text.configuration import Configuration, read_configuration
 from selfattn.text.locate import locate
 from selfattn.text.mapped import MappedFile
-from selfattn.text.modules import Head, check_modules, load_head, read_modules
 from selfattn.text.network import Network, build_network, in_memory
 from selfattn.text.pooling import Floats, normalize
 from selfattn.text.progress import progress
 from selfattn.text.prompts import SentenceConfiguration, read_sentence_configuration
+from selfattn.text.sentence_pooling import SentencePooling, check_modules, load_sentence_pooling, read_modules
 from selfattn.text.similarity import similarity, similarity_pairwise
-from selfattn.text.tokenization import encode_texts, load_tokenizer, read_text_options
-from selfattn.text.weights import load_encoder_tensors
+from selfattn.text.tokenizer import encode_texts, load_tokenizer, read_text_options
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -60,7 +60,7 @@ class TextEncoder:
         configuration: Configuration,
         network: Network,
         tokenizer: Tokenizer,
-        head: Head,
+        pooling: SentencePooling,
         settings: SentenceConfiguration,
         max_seq_length: int,
         files: Sequence[MappedFile] = (),
@@ -71,7 +71,7 @@ class TextEncoder:
         self._network = network
         self._files = files  # where the matrices of the network's layers lie, as long as nobody asks for them
         self._tokenizer = tokenizer
-        self._head = head
+        self._pooling = pooling
         self._settings = settings
         self._truncated = Counter[int]()  # each thread adds to its own number, so that none is lost
         self.max_seq_length = max_seq_length
@@ -121,19 +121,19 @@ class TextEncoder:
         settings = read_sentence_configuration(directory)
         length, lowercase = read_text_options(folder, configuration.max_length)
         tokenizer = load_tokenizer(folder, configuration.vocab_size, lowercase=lowercase)
-        head = load_head(modules, directory, configuration.hidden_size)
+        pooling = load_sentence_pooling(modules, directory, configuration.hidden_size)
         tensors, files = load_encoder_tensors(folder, configuration)
         network = build_network(configuration, tensors, precision)
         _ = network.encoder._packed  # all that calls need of the matrices
         for file in files:
             file.give_back()
         name = os.fspath(name_or_directory)
-        return cls(name, directory, configuration, network, tokenizer, head, settings, length, files)
+        return cls(name, directory, configuration, network, tokenizer, pooling, settings, length, files)
 
     def __repr__(self) -> str:
         layers, d_model = self._configuration.num_layers, self._configuration.hidden_size
         kind = self._configuration.model_type
-        return f"TextEncoder({self._name!r}, {kind}, {layers} layers, {d_model}d, {self._head})"
+        return f"TextEncoder({self._name!r}, {kind}, {layers} layers, {d_model}d, {self._pooling})"
 
     @property
     def network(self) -> Network:
@@ -158,7 +158,7 @@ class TextEncoder:
         """
         parts = self._name, self._directory, self._configuration, self._network.replace(weights)
         tokenizer = copy.deepcopy(self._tokenizer)  # it holds the max_seq_length
-        return TextEncoder(*parts, tokenizer, self._head, self._settings, self.max_seq_length)
+        return TextEncoder(*parts, tokenizer, self._pooling, self._settings, self.max_seq_length)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes a new directory that `from_pretrained` reads: the same embeddings, to the last bit.
@@ -186,7 +186,10 @@ class TextEncoder:
     @property
     def embedding_dim(self) -> int:
         """How many numbers an embedding has."""
-        return min(self._head.embedding_dim, self._settings.truncate_dim or self._head.embedding_dim)
+        return min(
+            self._pooling.embedding_dim,
+            self._settings.truncate_dim or self._pooling.embedding_dim,
+        )
 
     def get_sentence_embedding_dimension(self) -> int:
         """`embedding_dim`, under sentence-transformers' name."""
@@ -281,7 +284,7 @@ class TextEncoder:
         skip = self._prompt_length(prefix)
 
         def embed(batch: Batch, tokens: Floats) -> Floats:
-            embeddings = self._head(tokens, batch.cu_seqlens, prompt_length=skip)[:, :dim]
+            embeddings = self._pooling(tokens, batch.cu_seqlens, prompt_length=skip)[:, :dim]
             return normalize(embeddings) if normalize_embeddings else embeddings
 
         result: Any
@@ -349,7 +352,7 @@ class TextEncoder:
 
     def _prompt_length(self, prefix: str) -> int:
         """How many tokens a prompt has, as pooling counts them: without a trailing [SEP]."""
-        if self._head.include_prompt or not prefix:
+        if self._pooling.include_prompt or not prefix:
             return 0
         special = self._tokenizer.encode(prefix).special_tokens_mask
         return len(special) - special[-1]
@@ -358,9 +361,9 @@ class TextEncoder:
         if truncate_dim is None:
             return self.embedding_dim
         positive_sizes(truncate_dim=truncate_dim)
-        if truncate_dim > self._head.embedding_dim:
+        if truncate_dim > self._pooling.embedding_dim:
             raise ValueError(
-                f"truncate_dim={truncate_dim} is more than this model's {self._head.embedding_dim}"
+                f"truncate_dim={truncate_dim} is more than this model's {self._pooling.embedding_dim}"
             )
         return truncate_dim
 

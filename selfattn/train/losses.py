@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn._arguments import Array, as_array
 from selfattn._checks import as_integer, as_integers, as_number
+from selfattn.attention.arrays import Array, as_array
 from selfattn.functional import linear
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from selfattn._arguments import AnyArray
+    from selfattn.attention.arrays import AnyArray
 
 BLOCK = 1 << 15  # float64 scores worked on at a time: they stay in the L2 cache
 

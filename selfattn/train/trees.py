@@ -12,7 +12,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+from selfattn.attention.arrays import Array as Array
+
 Tree: TypeAlias = "Mapping[str, Tree] | Sequence[Tree] | Array | None"
 AnyTree = TypeVar("AnyTree", bound=Tree)
 Shapes = dict[str, tuple[int, ...]]

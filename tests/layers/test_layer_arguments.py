@@ -2,76 +2,12 @@
 
 import numpy as np
 import pytest
-from layers.makers import D_MODEL, encoder, grouped, layer, random_cell, words
+from support.layer_makers import D_MODEL, encoder, layer, random_cell, words
 
 from selfattn.layers import (
     Encoder,
-    EncoderLayer,
-    FeedForward,
-    LayerNorm,
     MultiHeadSelfAttention,
-    RMSNorm,
-    SelfAttentionCell,
 )
-
-FINITE, NUMBER = "must be finite in float32", "must be a number"
-SCALES = [
-    (1e39, ValueError, FINITE),
-    (-1e39, ValueError, FINITE),
-    (10**400, ValueError, FINITE),
-    (np.nan, ValueError, FINITE),
-    ("1", TypeError, NUMBER),
-    (True, TypeError, NUMBER),
-]
-
-
-@pytest.mark.parametrize(("scale", "error", "message"), SCALES)
-def test_scale_is_a_number_that_float32_holds(rng, scale, error, message):
-    with pytest.raises(error, match=f"scale=.* {message}"):
-        grouped(rng, scale=scale)
-    cell, x = random_cell(rng), words(rng, 3)
-    for call in (cell, cell.attention_weights):
-        with pytest.raises(error, match=f"scale=.* {message}"):
-            call(x, scale=scale)
-
-
-@pytest.mark.parametrize("causal", ["bottom_right", "top_left", 1, None])
-def test_causal_is_true_or_false(rng, causal):
-    with pytest.raises(ValueError, match=f"causal={causal!r} must be True or False"):
-        grouped(rng, causal=causal)
-    with pytest.raises(ValueError, match=f"causal={causal!r} must be True or False"):
-        random_cell(rng)(words(rng, 3), causal=causal)
-
-
-@pytest.mark.parametrize("norm", [LayerNorm, RMSNorm])
-@pytest.mark.parametrize("eps", ["x", None, True])
-def test_eps_is_a_number(norm, eps):
-    with pytest.raises(TypeError, match=f"eps={eps!r} must be a number"):
-        norm(np.ones(4), eps=eps)
-
-
-@pytest.mark.parametrize("count", [4.0, "4", True])
-def test_counts_of_heads_are_integers(count):
-    eye = np.eye(8, dtype=np.float32)
-    with pytest.raises(TypeError, match=f"num_heads={count!r} must be an integer"):
-        MultiHeadSelfAttention(eye, eye, eye, num_heads=count)
-    with pytest.raises(TypeError, match=f"num_kv_heads={count!r} must be an integer"):
-        MultiHeadSelfAttention(eye, eye, eye, num_heads=4, num_kv_heads=count)
-
-
-@pytest.mark.parametrize("rng", [None, 0])
-@pytest.mark.parametrize(
-    ("cls", "sizes"),
-    [
-        (SelfAttentionCell, (8, 4)),
-        (MultiHeadSelfAttention, (8, 2)),
-        (FeedForward, (8, 16)),
-        (EncoderLayer, (8, 2, 16)),
-    ],
-)
-def test_rng_is_a_generator(cls, sizes, rng):
-    with pytest.raises(TypeError, match=rf"rng is a {type(rng).__name__}; .*default_rng"):
-        cls.initialize(*sizes, rng=rng)
 
 
 def test_parts_of_the_wrong_kind(rng):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from layers.makers import VALUE_DIM, grouped, random_cell, same_bits, words
+from support.layer_makers import VALUE_DIM, grouped, random_cell, same_bits, words
 
 from selfattn import reference
 from selfattn.layers import MultiHeadSelfAttention

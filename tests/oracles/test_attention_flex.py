@@ -4,9 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
-from accuracy import DTYPES, assert_as_exact_as_numpy
-from arrays import qkv
-from strategies import using
+from support.accuracy import DTYPES, assert_as_exact_as_numpy
+from support.arrays import qkv
+from support.strategies import using
 
 import selfattn
 from selfattn import reference

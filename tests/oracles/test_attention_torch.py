@@ -5,12 +5,12 @@ import warnings
 
 import numpy as np
 import pytest
-from accuracy import DTYPES, assert_as_exact_as_numpy
-from arrays import LAYOUTS, qkv
+from support.accuracy import DTYPES, assert_as_exact_as_numpy
+from support.arrays import LAYOUTS, qkv
 
 import selfattn
 from selfattn import reference
-from selfattn._arrays import from_dlpack
+from selfattn._native.dlpack import from_dlpack
 
 torch = pytest.importorskip("torch")
 sdpa = torch.nn.functional.scaled_dot_product_attention

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from accuracy import DTYPES, assert_as_exact_as_numpy
-from arrays import qkv
+from support.accuracy import DTYPES, assert_as_exact_as_numpy
+from support.arrays import qkv
 
 import selfattn
 from selfattn import reference

@@ -6,11 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
-from arrays import qkv
-from attention_gradients import OPTIONS, QKV, backward, grad_like_out, needed, options_of
+from support.arrays import qkv
+from support.attention_gradients import OPTIONS, QKV, backward, grad_like_out, needed, options_of
 
 import selfattn
-from selfattn.reference_dropout import dropout_factors
+from selfattn.reference.dropout import dropout_factors
 
 torch = pytest.importorskip("torch")
 sdpa = torch.nn.functional.scaled_dot_product_attention

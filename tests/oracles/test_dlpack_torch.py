@@ -3,11 +3,11 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from accuracy import assert_same_bits
-from arrays import qkv
+from support.accuracy import assert_same_bits
+from support.arrays import qkv
 
 import selfattn
-from selfattn._arrays import from_dlpack
+from selfattn._native.dlpack import from_dlpack
 
 torch = pytest.importorskip("torch")
 

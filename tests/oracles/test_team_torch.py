@@ -4,7 +4,7 @@ import platform
 import sys
 
 import pytest
-from processes import CALL, HELPERS, run
+from support.processes import CALL, HELPERS, run
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"),

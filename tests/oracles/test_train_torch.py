@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from accuracy import assert_as_exact_as_numpy
+from support.accuracy import assert_as_exact_as_numpy
 
 from selfattn.train import (
     AdamW,

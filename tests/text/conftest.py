@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_models import build
+from support.tiny_models import build
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_models import SENTENCES, build, write_json
+from support.tiny_models import SENTENCES, build, write_json
 
 from selfattn.text import TextEncoder
 
@@ -169,97 +169,6 @@ def test_sizes_must_be_positive_integers(model: TextEncoder, name: str) -> None:
         model.encode("cat", **{name: 0})
     with pytest.raises(TypeError, match=f"{name} is a float"):
         model.encode("cat", **{name: 2.0})
-
-
-def test_a_long_text_is_cut_off_and_counted(model: TextEncoder) -> None:
-    before = model.truncated
-    tokens = model.encode(["cat " * 500, "cat " * 30, "cat " * 31], output_value="token_embeddings")
-    assert [len(rows) for rows in tokens] == [32, 32, 32]
-    assert model.truncated == before + 2
-
-
-def test_truncation_baked_into_the_tokenizer_is_ignored(model: TextEncoder) -> None:
-    assert model.encode("cat " * 20, output_value="token_embeddings").shape == (22, DIM)
-
-
-def test_max_seq_length_can_be_set_within_the_model(tmp_path: Path) -> None:
-    model = TextEncoder.from_pretrained(build(tmp_path))
-    assert model.max_seq_length == 32
-    for length in (3, 40):
-        model.max_seq_length = length
-        assert len(model.encode("cat " * 99, output_value="token_embeddings")) == length
-    for length in (2, 41):
-        with pytest.raises(
-            ValueError, match=f"max_seq_length={length} is not between 3 and the 40 positions"
-        ):
-            model.max_seq_length = length
-    with pytest.raises(TypeError, match="max_seq_length is a float"):
-        model.max_seq_length = 8.0
-    assert model.max_seq_length == 40
-
-
-@pytest.mark.parametrize(
-    ("sentence_bert", "tokenizer", "expected"),
-    [(10, 20, 10), (None, 20, 20), (None, 10**30, 40), (None, None, 40), (512, None, 40)],
-)
-def test_where_max_seq_length_comes_from(
-    tmp_path: Path, sentence_bert: int | None, tokenizer: int | None, expected: int
-) -> None:
-    write_json(build(tmp_path) / "sentence_bert_config.json", {"max_seq_length": sentence_bert})
-    write_json(tmp_path / "tokenizer_config.json", {"model_max_length": tokenizer})
-    assert TextEncoder.from_pretrained(tmp_path).max_seq_length == expected
-
-
-def test_roberta_has_no_room_before_its_padding(tmp_path: Path) -> None:
-    model = TextEncoder.from_pretrained(build(tmp_path, "roberta"))
-    model.max_seq_length = 40  # 42 rows, of which the first two are never used
-    with pytest.raises(ValueError, match="max_seq_length=41 is not between 3 and the 40"):
-        model.max_seq_length = 41
-
-
-def test_prompts(tmp_path: Path) -> None:
-    model = with_prompts(tmp_path)
-    expected = model.encode("she said that cat")
-    np.testing.assert_array_equal(model.encode("cat", prompt="she said that "), expected)
-    np.testing.assert_array_equal(model.encode("cat", prompt_name="query"), expected)
-    np.testing.assert_array_equal(model.encode("cat", prompt="", prompt_name="query"), model.encode("cat"))
-    assert model.prompts["query"] == "she said that "
-    with pytest.raises(
-        ValueError, match=r"prompt_name='document' is not one of this model's \['none', 'query'\]"
-    ):
-        model.encode("cat", prompt_name="document")
-    with pytest.raises(TypeError, match="prompt is a int"):
-        model.encode("cat", prompt=3)
-
-
-def test_the_default_prompt(tmp_path: Path) -> None:
-    model = with_prompts(tmp_path, default_prompt_name="query")
-    np.testing.assert_array_equal(model.encode("cat"), model.encode("she said that cat", prompt=""))
-
-
-def test_a_prompt_left_out_of_pooling(tmp_path: Path) -> None:
-    build(tmp_path)
-    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
-    write_json(
-        tmp_path / "modules.json",
-        [{"type": "a.Transformer", "path": ""}, {"type": "b.Pooling", "path": "1_Pooling"}],
-    )
-    model = TextEncoder.from_pretrained(tmp_path)
-    rows = model.encode("she said that cat sat", output_value="token_embeddings")
-    expected = rows[4:].mean(axis=0, dtype=np.float64)  # without [CLS] she said that
-    np.testing.assert_allclose(model.encode("cat sat", prompt="she said that "), expected, rtol=0, atol=1e-7)
-
-
-def test_lower_casing_of_the_configuration(tmp_path: Path) -> None:
-    build(tmp_path)
-    text = (tmp_path / "tokenizer.json").read_text().replace('"lowercase":true', '"lowercase":false')
-    (tmp_path / "tokenizer.json").write_text(text.replace('"lowercase": true', '"lowercase": false'))
-    write_json(tmp_path / "sentence_bert_config.json", {"do_lower_case": False})
-    cased = TextEncoder.from_pretrained(tmp_path)
-    assert not np.array_equal(cased.encode("CAT"), cased.encode("cat"))
-    write_json(tmp_path / "sentence_bert_config.json", {"do_lower_case": True})
-    lower = TextEncoder.from_pretrained(tmp_path)
-    np.testing.assert_array_equal(lower.encode("CAT"), cased.encode("cat"))
 
 
 def test_progress_is_shown_on_request(model: TextEncoder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,12 @@
-"""Token and sentence embeddings against vectors that transformers made (tests/make_golden.py)."""
+"""Token and sentence embeddings against vectors that transformers made (tests/support/make_golden.py)."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, SENTENCES, build
+from support.tiny_models import FAMILIES, SENTENCES, build
 
-from selfattn import _kernels, active_isa, available_isas
+from selfattn._native import runtime as _runtime, active_isa, available_isas
 from selfattn.text import TextEncoder
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tiny_models.npz"
@@ -34,10 +34,10 @@ def test_instruction_sets_give_the_same_bits(tmp_path: Path) -> None:
     tables = {}
     try:
         for name in available_isas():
-            _kernels.use_isa(name)
+            _runtime.use_isa(name)
             tables[name] = TextEncoder.from_pretrained(tmp_path).encode(SENTENCES)
     finally:
-        _kernels.use_isa(before)
+        _runtime.use_isa(before)
     baseline = tables.pop("baseline")
     for table in tables.values():
         np.testing.assert_allclose(table, baseline, rtol=0, atol=1e-6)

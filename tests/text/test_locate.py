@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
-from tiny_models import SENTENCES, build, shard
+from support.tiny_models import SENTENCES, build, shard
 
 from selfattn.text import ModelNotFoundError, TextEncoder, locate
 

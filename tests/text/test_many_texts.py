@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import SENTENCES
+from support.tiny_models import SENTENCES
 
 from selfattn.text import TextEncoder, text_encoder
 

@@ -10,16 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, SENTENCES, build, change_tensors, shard
+from support.tiny_models import FAMILIES, SENTENCES, build, change_tensors, load, shard
 
-from selfattn.text import TextEncoder
 from selfattn.train import flatten
 
 NAME = "encoder.layers.1.attention.query_weight"
-
-
-def load(directory: Path) -> TextEncoder:
-    return TextEncoder.from_pretrained(directory)
 
 
 def resident_kilobytes(directory: Path) -> list[int]:

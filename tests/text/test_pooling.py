@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import build, write_json
+from support.tiny_models import build, write_json
 
 from selfattn.text import TextEncoder
 from selfattn.text.pooling import MODES, normalize, pool, read_pooling

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import build, write_json
+from support.tiny_models import build, write_json
 
-from selfattn import _kernels
+from selfattn._native import pointwise as _pointwise
 from selfattn.text import TextEncoder, similarity
 
 PAIRS = {
@@ -71,7 +71,7 @@ def test_columns_at_a_time_change_no_bit(
 ) -> None:
     a, b = rng.standard_normal((7, 9)).astype(np.float32), rng.standard_normal((50, 9)).astype(np.float32)
     expected = similarity.similarity(a, b, name)
-    widths, linear = [], _kernels.linear
+    widths, linear = [], _pointwise.linear
 
     def spy(x: Any, weight: Any, *rest: Any) -> Any:
         widths.append(weight.shape[1])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import SENTENCES, build
+from support.tiny_models import SENTENCES, build
 
 from selfattn.text import TextEncoder, similarity
 

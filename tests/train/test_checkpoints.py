@@ -5,10 +5,10 @@ import struct
 
 import numpy as np
 import pytest
-from accuracy import assert_same_bits
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from train.makers import TOTAL, toy_run, toy_weights
+from support.accuracy import assert_same_bits
+from support.training_makers import TOTAL, toy_run, toy_weights
 
 from selfattn.train import AdamW, flatten, load_checkpoint, save_checkpoint
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from accuracy import assert_same_bits
+from support.accuracy import assert_same_bits
 
 import selfattn
 from selfattn.train import contrastive_loss, cross_entropy, masked_token_loss

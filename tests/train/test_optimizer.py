@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from accuracy import assert_same_bits
-from train.makers import toy_run, toy_weights
+from support.accuracy import assert_same_bits
+from support.training_makers import toy_run, toy_weights
 
 from selfattn.train import AdamW, clip_gradients, flatten
 from selfattn.train.optimizer import BLOCK

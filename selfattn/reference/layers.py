@@ -1,0 +1,212 @@
+"""The specification of the layers, in plain NumPy: their pieces, their gradients, layers in depth."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selfattn.attention.arrays import Array
+from selfattn.reference.attention import attention
+
+if TYPE_CHECKING:
+    from selfattn.layers import Encoder, EncoderLayer, FeedForward, MultiHeadSelfAttention, SelfAttentionCell
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """x (..., d_in) * weight (d_in, d_out) + bias (d_out,)."""
+    return x @ weight if bias is None else x @ weight + bias
+
+
+def layer_norm(x: Array, weight: Array, bias: Array | None = None, *, eps: float = 1e-5) -> Array:
+    """Mean 0, variance 1 (biased) on the last axis, then * weight + bias; float64 inside, x.dtype outside."""
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    out: Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * weight
+    return (out if bias is None else out + bias).astype(x.dtype)
+
+
+def rms_norm(x: Array, weight: Array, *, eps: float = 1e-6) -> Array:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; float64 inside, x.dtype outside."""
+    wide = x.astype(np.float64)
+    out: Array = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + eps) * weight
+    return out.astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """x * Phi(x), Phi from the complementary error function (float64 inside)."""
+    erfc = np.vectorize(math.erfc, otypes=[np.float64])
+    out: Array = 0.5 * x * erfc(x.astype(np.float64) / -math.sqrt(2))
+    return out.astype(x.dtype)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """The tanh approximation of gelu."""
+    out: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return out
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0); NaN stays NaN."""
+    out: Array = np.maximum(x, 0)
+    return out
+
+
+def silu(x: Array) -> Array:
+    """x * sigmoid(x)."""
+    with np.errstate(over="ignore"):
+        out: Array = x / (1 + np.exp(-x))
+    return out
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "silu": silu}
+
+
+# ---- the way back: from the gradient of the result to those of the arguments ----
+
+
+def linear_backward(grad_y: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Of x, weight and bias, for grad_y (..., d_out)."""
+    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, grad_y.shape[-1])
+    return grad_y @ weight.T, rows.T @ grad_rows, column_sums(grad_y)
+
+
+def column_sums(x: Array) -> Array:
+    """The sum over all axes but the last, (..., width) -> (width,)."""
+    out: Array = x.sum(axis=tuple(range(x.ndim - 1)))
+    return out
+
+
+def layer_norm_backward(
+    grad_y: Array, x: Array, weight: Array, *, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    """Of x, weight and bias; float64 inside."""
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    grad_x, grad_weight = _unscaled(grad_y, centred, weight, eps)
+    grad_x = grad_x - grad_x.mean(axis=-1, keepdims=True)
+    grad_bias = column_sums(grad_y.astype(np.float64))
+    return grad_x.astype(x.dtype), grad_weight.astype(weight.dtype), grad_bias.astype(weight.dtype)
+
+
+def rms_norm_backward(grad_y: Array, x: Array, weight: Array, *, eps: float = 1e-6) -> tuple[Array, Array]:
+    """Of x and weight; float64 inside."""
+    grad_x, grad_weight = _unscaled(grad_y, x.astype(np.float64), weight, eps)
+    return grad_x.astype(x.dtype), grad_weight.astype(weight.dtype)
+
+
+def _unscaled(grad_y: Array, x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    """The gradients of x and weight in y = normed * weight, normed = x / sqrt(mean(x^2) + eps)."""
+    deviation = np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps)
+    normed, grad_normed = x / deviation, grad_y.astype(np.float64) * weight
+    grad_x = (grad_normed - normed * (grad_normed * normed).mean(axis=-1, keepdims=True)) / deviation
+    return grad_x, column_sums(grad_y * normed)
+
+
+def gelu_backward(grad_y: Array, x: Array) -> Array:
+    """grad_y * (Phi(x) + x phi(x)), phi the derivative of Phi (float64 inside)."""
+    wide = x.astype(np.float64)
+    erfc = np.vectorize(math.erfc, otypes=[np.float64])
+    slope = 0.5 * erfc(wide / -math.sqrt(2)) + wide * np.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
+    out: Array = grad_y * slope
+    return out.astype(x.dtype)
+
+
+def gelu_tanh_backward(grad_y: Array, x: Array) -> Array:
+    """Of the tanh approximation."""
+    root = math.sqrt(2 / math.pi)
+    tanh = np.tanh(root * (x + 0.044715 * x**3))
+    inner = root * (1 + 3 * 0.044715 * x**2)
+    out: Array = grad_y * 0.5 * (1 + tanh + x * (1 - tanh**2) * inner)
+    return out
+
+
+def relu_backward(grad_y: Array, x: Array) -> Array:
+    """grad_y where x > 0, at 0 and below nothing; NaN for a NaN of either."""
+    out: Array = grad_y * np.where(np.isnan(x), x, x > 0).astype(x.dtype)
+    return out
+
+
+def silu_backward(grad_y: Array, x: Array) -> Array:
+    """With s = sigmoid(x): grad_y * s (1 + x (1 - s))."""
+    with np.errstate(over="ignore"):
+        sigmoid = 1 / (1 + np.exp(-x))
+    out: Array = grad_y * sigmoid * (1 + x * (1 - sigmoid))
+    return out
+
+
+ACTIVATIONS_BACKWARD = {
+    "gelu": gelu_backward,
+    "gelu_tanh": gelu_tanh_backward,
+    "relu": relu_backward,
+    "silu": silu_backward,
+}
+
+
+def gate_backward(grad_y: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
+    """Of gate and up, for y = act(gate) * up."""
+    return ACTIVATIONS_BACKWARD[activation](grad_y * up, gate), grad_y * ACTIVATIONS[activation](gate)
+
+
+# ---- the cell, cells side by side, layers in depth ----
+
+
+def self_attention_cell(
+    x: Array,  # (..., seq_len, d_model)
+    cell: SelfAttentionCell,
+    *,
+    lengths: Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    """Each word with its context, (..., seq_len, value_dim): one head over one set of three matrices."""
+    query = linear(x, cell.query_weight, cell.query_bias)
+    key = linear(x, cell.key_weight, cell.key_bias)
+    value = linear(x, cell.value_weight, cell.value_bias)
+    one_head = [array[..., None, :, :] for array in (query, key, value)]
+    out: Array = attention(*one_head, causal=causal, kv_lengths=lengths, scale=scale)
+    return out[..., 0, :, :]
+
+
+def self_attention(x: Array, heads: MultiHeadSelfAttention, *, lengths: Array | None = None) -> Array:
+    """Cells side by side over the same words, their values joined and mixed by the output matrix."""
+    how: Any = {"lengths": lengths, "causal": heads.causal, "scale": heads.scale}
+    joined = np.concatenate([self_attention_cell(x, cell, **how) for cell in heads.cells], axis=-1)
+    return joined if heads.output_weight is None else linear(joined, heads.output_weight, heads.output_bias)
+
+
+def feed_forward(x: Array, layer: FeedForward) -> Array:
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when the layer has a gate."""
+    act = ACTIVATIONS[layer.activation]
+    up = linear(x, layer.up_weight, layer.up_bias)
+    hidden = act(up) if layer.gate_weight is None else act(linear(x, layer.gate_weight, layer.gate_bias)) * up
+    return linear(hidden, layer.down_weight, layer.down_bias)
+
+
+def norm(x: Array, layer: Any) -> Array:
+    """layer_norm for a LayerNorm, rms_norm for an RMSNorm."""
+    if layer.kind == "layer":
+        return layer_norm(x, layer.weight, layer.bias, eps=layer.eps)
+    return rms_norm(x, layer.weight, eps=layer.eps)
+
+
+def encoder_layer(x: Array, layer: EncoderLayer, *, lengths: Array | None = None) -> Array:
+    """One layer, (..., seq_len, d_model) to the same."""
+    if layer.norm_first:
+        x = x + self_attention(norm(x, layer.attention_norm), layer.attention, lengths=lengths)
+        return x + feed_forward(norm(x, layer.feed_forward_norm), layer.feed_forward)
+    x = norm(x + self_attention(x, layer.attention, lengths=lengths), layer.attention_norm)
+    return norm(x + feed_forward(x, layer.feed_forward), layer.feed_forward_norm)
+
+
+def encoder(x: Array, stack: Encoder, *, lengths: Array | None = None) -> Array:
+    """The layers in depth; rows beyond `lengths` (batch,) are 0."""
+    for layer in stack.layers:
+        x = encoder_layer(x, layer, lengths=lengths)
+    if stack.final_norm is not None:
+        x = norm(x, stack.final_norm)
+    if lengths is None:
+        return x
+    real = np.arange(x.shape[-2]) < np.asarray(lengths)[:, None]  # (batch, seq_len)
+    return np.where(real[..., None], x, 0)
