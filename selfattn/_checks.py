@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
 
 FLOAT32 = np.dtype(np.float32)
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Precision = Literal["bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("bfloat16",)  # rows of sa_formats in csrc/isa/dispatch.c
 ACTIVATIONS: tuple[Activation, ...] = ("gelu", "gelu_tanh", "relu", "silu")
 
 
@@ -74,15 +76,16 @@ def as_activation(activation: Any, *, optional: bool = False) -> Activation | No
     return cast(Activation, activation)
 
 
-def as_precision(precision: Any, dtype: np.dtype[Any] = FLOAT32) -> bool:
-    """Whether the factors of products are to be rounded to bfloat16."""
+def as_precision(precision: Any, dtype: np.dtype[Any] = FLOAT32) -> Precision | None:
+    """The format that the factors of products are rounded to; None for the arrays' own."""
     if precision is None:
-        return False
-    if precision != "bfloat16":
-        raise ValueError(f'precision={precision!r} must be None or "bfloat16"')
+        return None
+    if precision not in PRECISIONS:
+        names = " or ".join(f'"{name}"' for name in PRECISIONS)
+        raise ValueError(f"precision={precision!r} must be None or {names}")
     if dtype == np.float64:
-        raise ValueError('precision="bfloat16" with float64 arrays: pass float32 ones, or no precision')
-    return True
+        raise ValueError(f'precision="{precision}" with float64 arrays: pass float32 ones, or no precision')
+    return cast(Precision, precision)
 
 
 def as_integers(name: str, x: npt.ArrayLike) -> Int64:

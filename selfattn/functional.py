@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from selfattn._native import pointwise as _pointwise
 from selfattn._checks import Activation, as_activation, as_eps, as_precision
+from selfattn._native import pointwise as _pointwise
 from selfattn.attention.arrays import Array, arithmetic, as_array
 from selfattn.runtime import resolve_num_threads
 
@@ -68,8 +68,8 @@ def linear(
     weight = _as_matrix(weight, x)
     if bias is not None:
         bias = _as_parameter("bias", bias, x, weight.shape[1:])
-    bfloat16 = as_precision(precision, x.dtype)
-    y = _pointwise.linear(_widened(x), weight, bias, activation, resolve_num_threads(num_threads), bfloat16)
+    operands = as_precision(precision, x.dtype)
+    y = _pointwise.linear(_widened(x), weight, bias, activation, resolve_num_threads(num_threads), operands)
     return _narrowed(y, x.dtype)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from selfattn._native import runtime as _runtime
 from selfattn._checks import as_integer
+from selfattn._native import runtime as _runtime
 
 MAX_THREADS = 1024  # that the kernels' pool has room for
 

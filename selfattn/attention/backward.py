@@ -8,7 +8,7 @@ import numpy as np
 
 from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, arithmetic, as_array, head_sizes, operands
-from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked, native
+from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked
 from selfattn.attention.packed import Sequences, packed_sequences
 from selfattn.runtime import resolve_num_threads
 
@@ -75,7 +75,13 @@ def attention_backward(
     leading, sizes = head_sizes(query, key, value)
     problem = Problem(query.dtype, leading, sizes)
     record = checked(problem, options, _BACKWARD)
-    names = _needed(need, bias=record.bias, sinks=record.sinks, alibi_slopes=record.alibi_slopes)
+    names = _needed(
+        need,
+        bias=record.bias,
+        sinks=record.sinks,
+        alibi_slopes=record.alibi_slopes,
+        relative_bias=record.relative_bias,
+    )
     rows = (*leading, sizes[0], sizes[2])
     _require_shape((*rows, sizes[5]), grad_out=grad_out, out=out)
     lse = _lse(lse, rows, query.dtype)
@@ -83,10 +89,9 @@ def attention_backward(
     if query.shape[:-3] != leading:  # its gradients are to be summed before they are rounded
         wide = (array.astype(lse.dtype, copy=False) for array in (grad_out, query, key, value, out))
         grad_out, query, key, value, out = wide
-    grads = _zeros(names, leading, rows, query, key, value, record.bias)
-    call, named = native(problem, record, resolve_num_threads(num_threads))
-    _run((grad_out, query, key, value, out, lse), grads, call, named)
-    return tuple(_finished(grads[name], originals.get(name)) for name in names)
+    grads = _zeros(names, leading, rows, query, key, value, record)
+    _run((grad_out, query, key, value, out, lse), grads, problem, record, resolve_num_threads(num_threads))
+    return tuple(_finished(name, grads[name], originals.get(name), lse.dtype) for name in names)
 
 
 def varlen_attention_backward(
@@ -126,7 +131,9 @@ def varlen_attention_backward(
     query, key, value, grad_out, out = operands(query, key, value, grad_out, out, names=_NAMES)
     sequences = packed_sequences(query, key, value, cu_seqlens_q, cu_seqlens_kv)
     record = checked(sequences.problem, options, _VARLEN_BACKWARD)
-    names = _needed(need, sinks=record.sinks, alibi_slopes=record.alibi_slopes)
+    names = _needed(
+        need, sinks=record.sinks, alibi_slopes=record.alibi_slopes, relative_bias=record.relative_bias
+    )
     total_q, num_heads, _ = query.shape
     _require_shape((total_q, num_heads, value.shape[-1]), grad_out=grad_out, out=out)
     lse = _lse(lse, (num_heads, total_q), query.dtype)
@@ -145,14 +152,13 @@ def packed_gradients(
     """The same with nothing left to check; the arrays are grad_out, query, key, value and out."""
     _, query, key, value, _ = arrays
     total_q, num_heads, _ = query.shape
-    grads = _zeros(names, (), (num_heads, total_q), query, key, value)
+    grads = _zeros(names, (), (num_heads, total_q), query, key, value, options)
     heads_first = {name: grad.swapaxes(0, 1) if name in _QKV else grad for name, grad in grads.items()}
-    call, named = native(sequences.problem, options, num_threads)
-    named["cu_seqlens_q"], named["cu_seqlens_kv"] = sequences.cu_seqlens_q, sequences.cu_seqlens_kv
     g, q, k, v, o = (array.swapaxes(0, 1) for array in arrays)
-    _run((g, q, k, v, o, lse), heads_first, call, named)
+    bounds = sequences.cu_seqlens_q, sequences.cu_seqlens_kv
+    _run((g, q, k, v, o, lse), heads_first, sequences.problem, options, num_threads, bounds)
     originals = {"query": query, "key": key, "value": value}
-    return tuple(_finished(grads[name], originals.get(name)) for name in names)
+    return tuple(_finished(name, grads[name], originals.get(name), lse.dtype) for name in names)
 
 
 # ---- checks ----
@@ -196,7 +202,7 @@ def _zeros(
     query: Array,
     key: Array,
     value: Array,
-    bias: Array | None = None,
+    options: AttentionOptions,
 ) -> dict[str, Array]:
     """What the kernels add to, by name: for keys and values both or none; for sinks and slopes row by row."""
     shapes = {n: (*leading, *x.shape[-3:]) for n, x in zip(_QKV, (query, key, value), strict=True)}
@@ -208,24 +214,35 @@ def _zeros(
         for name, shape in shapes.items()
         if name in wanted
     }
-    if "bias" in wanted and bias is not None:
-        grads["bias"] = np.zeros(bias.shape)
+    for name in ("bias", "relative_bias"):
+        if name in wanted:
+            grads[name] = np.zeros(getattr(options, name).shape)
     return grads
 
 
 def _run(
-    arrays: tuple[Any, ...], grads: dict[str, Array], call: tuple[Any, ...], named: dict[str, Any]
+    arrays: tuple[Any, ...],
+    grads: dict[str, Array],
+    problem: Problem,
+    options: AttentionOptions,
+    num_threads: int,
+    cu_seqlens: tuple[Array, Array] | tuple[None, None] = (None, None),
 ) -> None:
     _operator.attention_backward(
-        *arrays, *(grads.get(name) for name in _QKV), *call, **named,
+        *arrays, *(grads.get(name) for name in _QKV), problem.leading, problem.sizes, options, num_threads,
+        cu_seqlens_q=cu_seqlens[0],
+        cu_seqlens_kv=cu_seqlens[1],
         grad_sink_rows=grads.get("sinks"),
         grad_alibi_rows=grads.get("alibi_slopes"),
         grad_bias=grads.get("bias"),
+        grad_relative_bias=grads.get("relative_bias"),
     )  # fmt: skip
 
 
-def _finished(grad: Array, original: Array | None) -> Array:
+def _finished(name: str, grad: Array, original: Array | None, computed_in: np.dtype[Any]) -> Array:
     """Summed over what was broadcast, in the dtype of what it is the gradient of."""
+    if name == "relative_bias":  # summed by the kernels
+        return grad.astype(computed_in)
     if original is None:  # (..., num_heads, rows): of one number for each head
         dtype, shape = grad.dtype, grad.shape[-2:-1]
         axes = [*range(grad.ndim - 2), grad.ndim - 1]

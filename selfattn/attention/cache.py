@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn._native import operator as _operator
 from selfattn._checks import as_integer, as_lengths
+from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, arithmetic, as_array, finish, head_sizes, target
-from selfattn.attention.options import Problem, accepted_by, checked, native
+from selfattn.attention.options import Problem, accepted_by, checked
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -186,16 +186,16 @@ class KVCache:
         leading, sizes = head_sizes(query, key, value)
         options = {"causal": "bottom_right", **options}
         problem = Problem(query.dtype, leading, sizes)
-        record = checked(problem, options, _CACHED)
-        call, named = native(problem, record, resolve_num_threads(num_threads))
-        named["kv_lengths"] = lengths
-        if self._key_scale is not None and self._value_scale is not None:
-            named["key_scale"] = self._key_scale[:, :, :longest]
-            named["value_scale"] = self._value_scale[:, :, :longest]
+        record = checked(problem, options, _CACHED)._replace(kv_lengths=lengths)
+        threads = resolve_num_threads(num_threads)
         num_heads, _, q_len, _, _, value_dim = sizes
         result = target(out, (*leading, num_heads, q_len, value_dim), query.dtype)
         lse = np.empty(result.shape[:-1], arithmetic(query.dtype)) if return_lse else None
-        _operator.attention(query, key, value, result, lse, *call, **named)
+        _operator.attention(
+            query, key, value, result, lse, leading, sizes, record, threads,
+            key_scale=None if self._key_scale is None else self._key_scale[:, :, :longest],
+            value_scale=None if self._value_scale is None else self._value_scale[:, :, :longest],
+        )  # fmt: skip
         finished = finish(result, out)
         return (finished, lse) if return_lse else finished
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from selfattn._native import operator as _operator
 from selfattn._checks import as_integers
-from selfattn.attention.arrays import Array, arithmetic, finish, fitting, head_sizes, operands, target
+from selfattn._native import operator as _operator
+from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, fitting, head_sizes, operands, target
 from selfattn.attention.options import (
+    Alignment,
     AttentionOptions,
     Causal,
     Problem,
     accepted_by,
     alignment,
     checked,
-    native,
 )
 from selfattn.runtime import resolve_num_threads
 
@@ -71,6 +71,7 @@ def attention(
     softcap: float | None = None,
     alibi_slopes: npt.ArrayLike | None = None,
     sinks: npt.ArrayLike | None = None,
+    relative_bias: npt.ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     precision: Literal["bfloat16"] | None = None,
@@ -101,6 +102,10 @@ def attention(
             that distance from the query's position ("Train Short, Test Long", Press et al., 2022).
         sinks: (num_heads,) numbers, finite or -inf: a logit beside the scores, which takes its share of the
             softmax and adds no value ("gpt-oss-120b & gpt-oss-20b Model Card", OpenAI, 2025).
+        relative_bias: (num_heads, 2 * reach + 1) finite numbers: column reach + d is added to the score of a
+            key at distance d after the query's position, d cut off at -reach and reach; no (q_len, kv_len)
+            array is made ("Self-Attention with Relative Position Representations", Shaw et al., 2018; in
+            buckets, T5: Raffel et al., 2020, section 2.1).
         dropout: the share of weights, at least 0 and less than 1, that are 0 on their way to the values; the
             others are divided by 1 - dropout. For training: `attention_backward` takes the same two.
         seed: an integer from 0 to 2**64 - 1, with dropout: it and the position of a weight (leading index,
@@ -133,12 +138,12 @@ def attention(
     (query, key, value), (leading, sizes) = fitting(query, key, value)
     no_masks = mask is None and bias is None and window is None and kv_lengths is None
     no_numbers = scale is None and softcap is None and alibi_slopes is None and sinks is None
+    no_numbers = no_numbers and relative_bias is None
     no_dropout = seed is None and type(dropout) is float and dropout == 0.0
     if no_masks and no_numbers and no_dropout and precision is None:  # the rule, and quickly
         diagonal = None if causal is False else alignment(causal, sizes[2], sizes[3])
-        factor, threads = 1.0 / math.sqrt(sizes[4]), resolve_num_threads(num_threads)
-        call: tuple[Any, ...] = (None, None, leading, sizes, factor, diagonal, threads)
-        named: dict[str, Any] = {}
+        threads = resolve_num_threads(num_threads)
+        options: AttentionOptions | Alignment | None = diagonal
     else:
         problem = Problem(query.dtype, leading, sizes)
         given = {
@@ -151,25 +156,33 @@ def attention(
             "softcap": softcap,
             "alibi_slopes": alibi_slopes,
             "sinks": sinks,
+            "relative_bias": relative_bias,
             "dropout": dropout,
             "seed": seed,
             "precision": precision,
         }
-        call, named = native(problem, checked(problem, given), resolve_num_threads(num_threads))
+        options, threads = checked(problem, given), resolve_num_threads(num_threads)
     shape = (*leading, sizes[0], sizes[2], sizes[5])
     inputs = query, key, value
-    result = np.empty(shape, query.dtype) if out is None else _target(out, shape, inputs, call)
+    result = np.empty(shape, query.dtype) if out is None else _target(out, shape, inputs, sizes, options)
     lse = np.empty(shape[:-1], arithmetic(query.dtype)) if return_lse else None
-    if result is out:
-        named["uninterrupted"] = True
-    _operator.attention(query, key, value, result, lse, *call, **named)
+    _operator.attention(
+        query, key, value, result, lse, leading, sizes, options, threads, uninterrupted=result is out
+    )
     if out is not None:
         result = finish(result, out)
     return (result, lse) if return_lse else result
 
 
-def _target(out: AnyArray, shape: tuple[int, ...], inputs: tuple[Array, ...], call: tuple[Any, ...]) -> Array:
-    mask, bias, _, sizes = call[:4]  # slopes, sinks and lengths are copies: they share no memory with `out`
+def _target(
+    out: AnyArray,
+    shape: tuple[int, ...],
+    inputs: tuple[Array, ...],
+    sizes: Sizes,
+    options: AttentionOptions | Alignment | None,
+) -> Array:
+    # slopes, sinks and lengths are copies: they share no memory with `out`
+    mask, bias = (options.mask, options.bias) if isinstance(options, AttentionOptions) else (None, None)
     work = math.prod(shape[:-1]) * sizes[3] * (sizes[4] + sizes[5])  # multiply-adds
     return target(out, shape, inputs[0].dtype, (*inputs, mask, bias), work)
 
@@ -209,8 +222,8 @@ def weigh(query: Array, key: Array, problem: Problem, options: AttentionOptions,
     """`attention_weights` with nothing left to check."""
     num_heads, _, q_len, kv_len, _, _ = problem.sizes
     weights = np.empty((*problem.leading, num_heads, q_len, kv_len), query.dtype)
-    call, named = native(problem, options, num_threads)
-    _operator.attention(query, key, None, weights, None, *call, **named, what="weights")
+    leading, sizes = problem.leading, problem.sizes
+    _operator.attention(query, key, None, weights, None, leading, sizes, options, num_threads, what="weights")
     return weights
 
 
@@ -237,12 +250,11 @@ def attention_column_sums(
     query, key = operands(query, key)
     leading, sizes = head_sizes(query, key)
     problem = Problem(query.dtype, leading, sizes)
-    record = checked(problem, options, _COLUMN_SUMS)
-    call, named = native(problem, record, resolve_num_threads(num_threads))
+    call = leading, sizes, checked(problem, options, _COLUMN_SUMS), resolve_num_threads(num_threads)
     rows = np.empty((*leading, sizes[0], sizes[2], 2), arithmetic(query.dtype))
-    _operator.attention(query, key, None, None, rows, *call, **named, what="row_statistics")
+    _operator.attention(query, key, None, None, rows, *call, what="row_statistics")
     sums = np.zeros((*leading, sizes[0], sizes[3]))
-    _operator.attention(query, key, None, sums, rows, *call, **named, what="column_sums")
+    _operator.attention(query, key, None, sums, rows, *call, what="column_sums")
     return sums.astype(rows.dtype, copy=False)
 
 
@@ -274,16 +286,17 @@ def _weights_of_rows(
     _, leading, (num_heads, num_kv_heads, q_len, kv_len, head_dim, _) = problem[:3]
     query, weights = query[..., rows, :], np.empty((*leading, num_heads, rows.size, kv_len), query.dtype)
     options = options._replace(mask=_of_rows(options.mask, rows), bias=_of_rows(options.bias, rows))
-    problem = problem._replace(sizes=(num_heads, num_kv_heads, rows.size, kv_len, head_dim, 0))
+    sizes = (num_heads, num_kv_heads, rows.size, kv_len, head_dim, 0)
 
     def weigh(part: slice, first_position: int) -> None:
         q, k, m, b = (_of_items(x, part, len(leading)) for x in (query, key, options.mask, options.bias))
         lengths = None if options.kv_lengths is None else options.kv_lengths[part]
-        of_part = problem._replace(leading=weights[part].shape[:-3])
         how = options._replace(mask=m, bias=b, kv_lengths=lengths)
-        call, named = native(of_part, how, num_threads)
-        named["positions"] = rows + first_position
-        _operator.attention(q, k, None, weights[part], None, *call, **named, what="weights")
+        some = weights[part]
+        _operator.attention(
+            q, k, None, some, None, some.shape[:-3], sizes, how, num_threads,
+            what="weights", positions=rows + first_position,
+        )  # fmt: skip
 
     if options.causal == "top_left":
         weigh(slice(None), 0)

@@ -1,6 +1,7 @@
 """The options of the operator: each spelled once in `Options`, and checked once, into one `AttentionOptions`.
 
-A new option is a key of Options, a field of AttentionOptions, a line in `checked` and one in `native`.
+A new option is a key of Options, a field of AttentionOptions and a line in `checked`; the compiled module
+reads the record.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
 
     import numpy.typing as npt
 
-    from selfattn._checks import Int64
+    from selfattn._checks import Int64, Precision
     from selfattn.attention.arrays import AnyArray
 
     class ScoreOptions(TypedDict, total=False):
@@ -33,7 +34,8 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
         softcap: float | None
         alibi_slopes: npt.ArrayLike | None
         sinks: npt.ArrayLike | None
-        precision: Literal["bfloat16"] | None
+        relative_bias: npt.ArrayLike | None
+        precision: Precision | None
 
     class WeightOptions(ScoreOptions, total=False):
         """Those of the forms whose keys have no lengths of their own."""
@@ -82,9 +84,10 @@ class AttentionOptions(NamedTuple):
     softcap: Softcap | None = None
     alibi_slopes: npt.NDArray[np.float64] | None = None  # (num_heads,)
     sinks: npt.NDArray[np.float64] | None = None  # (num_heads,)
+    relative_bias: npt.NDArray[np.float64] | None = None  # (num_heads, 2 * reach + 1)
     dropout: float = 0.0
     seed: int = 0
-    precision: Literal["bfloat16"] | None = None
+    precision: Precision | None = None
 
 
 class Accepted(NamedTuple):
@@ -114,6 +117,7 @@ def checked(
     mask, bias, causal = given.get("mask"), given.get("bias"), given.get("causal", False)
     window, kv_lengths, scale = given.get("window"), given.get("kv_lengths"), given.get("scale")
     softcap, slopes, sinks = given.get("softcap"), given.get("alibi_slopes"), given.get("sinks")
+    relative = given.get("relative_bias")
     dropout, seed, precision = given.get("dropout", 0.0), given.get("seed"), given.get("precision")
     no_dropout = seed is None and type(dropout) is float and dropout == 0.0
     share, seed_number = (0.0, 0) if no_dropout else _dropout(dropout, seed)
@@ -126,37 +130,12 @@ def checked(
         softcap=None if softcap is None else _softcap(softcap, computed_in),
         alibi_slopes=None if slopes is None else _slopes(slopes, num_heads, computed_in),
         sinks=None if sinks is None else _sinks(sinks, num_heads, computed_in),
+        relative_bias=None if relative is None else _relative_bias(relative, num_heads, computed_in),
         dropout=share,
         seed=seed_number,
         precision=None if precision is None else _precision(precision, problem.dtype),
         kv_lengths=None if kv_lengths is None else _lengths(kv_lengths, problem),
     )
-
-
-def native(
-    problem: Problem, options: AttentionOptions, num_threads: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the kernels are called with: their arguments from the mask on, and those that go by name."""
-    call = (
-        options.mask,
-        options.bias,
-        problem.leading,
-        problem.sizes,
-        options.scale,
-        options.causal,
-        num_threads,
-    )
-    named = {
-        "window": options.window,
-        "softcap": options.softcap or 0.0,  # 0: none
-        "alibi_slopes": options.alibi_slopes,
-        "sinks": options.sinks,
-        "kv_lengths": options.kv_lengths,
-        "bfloat16": options.precision is not None,
-        "dropout": options.dropout,
-        "seed": options.seed,
-    }
-    return call, named
 
 
 def _unexpected(options: Mapping[str, object], accepted: Accepted) -> str:
@@ -281,13 +260,32 @@ def _sinks(x: npt.ArrayLike, num_heads: int, computed_in: np.dtype[Any]) -> npt.
     return logits
 
 
+def _relative_bias(x: npt.ArrayLike, num_heads: int, computed_in: np.dtype[Any]) -> npt.NDArray[np.float64]:
+    """(num_heads, 2 * reach + 1) of the distances -reach to reach of a key from the query's position."""
+    table = _real_numbers("relative_bias", x)
+    if table.ndim != 2 or len(table) != num_heads or table.shape[1] % 2 == 0:
+        raise ValueError(
+            f"relative_bias has shape {table.shape}; it must be (num_heads={num_heads}, 2 * reach + 1), "
+            "a number for each distance from -reach to reach"
+        )
+    wide = np.array(table, np.float64, order="C")
+    if not (np.abs(wide) <= largest_of(computed_in)).all():
+        raise ValueError(f"relative_bias holds NaN, Inf or a number that is not finite in {computed_in}")
+    return wide
+
+
 def _per_head(name: str, x: npt.ArrayLike, num_heads: int) -> npt.NDArray[np.float64]:
-    array = np.asarray(x) if isinstance(x, tuple | list) else as_array(name, x)
-    if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} has dtype {array.dtype}; it must be real numbers")
+    array = _real_numbers(name, x)
     if array.shape != (num_heads,):
         raise ValueError(f"{name} has shape {array.shape}; one number for each head is {(num_heads,)}")
     return np.array(array, np.float64, order="C")
+
+
+def _real_numbers(name: str, x: npt.ArrayLike) -> Array:
+    array = np.asarray(x) if isinstance(x, tuple | list) else as_array(name, x)
+    if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be real numbers")
+    return array
 
 
 def _require_finite(name: str, x: npt.NDArray[np.float64], computed_in: np.dtype[Any], fix: str = "") -> None:
@@ -309,5 +307,5 @@ def _dropout(dropout: float, seed: int | None) -> tuple[float, int]:
     return (share, number) if share else (0.0, 0)
 
 
-def _precision(precision: object, dtype: np.dtype[Any]) -> Literal["bfloat16"] | None:
-    return "bfloat16" if as_precision(precision, dtype) else None
+def _precision(precision: object, dtype: np.dtype[Any]) -> Precision | None:
+    return as_precision(precision, dtype)

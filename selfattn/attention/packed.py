@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from selfattn._native import operator as _operator
 from selfattn._checks import as_cu_seqlens
+from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, arithmetic, finish, head_sizes, operands, target
-from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked, native
+from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -146,9 +146,10 @@ def attend(
     """Computes `result`, (total_q, num_heads, value_dim), and lse, (num_heads, total_q). Checks nothing."""
     problem, cu_seqlens_q, cu_seqlens_kv = sequences
     q, k, v, out = (array.swapaxes(0, 1) for array in (query, key, value, result))
-    call, named = native(problem, options, num_threads)
-    named["cu_seqlens_q"], named["cu_seqlens_kv"] = cu_seqlens_q, cu_seqlens_kv
-    _operator.attention(q, k, v, out, lse, *call, **named)
+    _operator.attention(
+        q, k, v, out, lse, problem.leading, problem.sizes, options, num_threads,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_kv=cu_seqlens_kv,
+    )  # fmt: skip
 
 
 def _require_packed(*arrays: Array) -> None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn._native import operator as _operator
 from selfattn._checks import as_integers, as_lengths
+from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, operands, require_heads, target
-from selfattn.attention.options import Problem, accepted_by, checked, native
+from selfattn.attention.options import Problem, accepted_by, checked
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -67,12 +67,22 @@ def paged_attention(
     kv_len, value_dim = int(lengths.max(initial=0)), value_pages.shape[-1]
     sizes: Sizes = (num_heads, key_pages.shape[1], q_len, kv_len, head_dim, value_dim)
     problem = Problem(query.dtype, (batch,), sizes, kv_lens=lengths)
-    record = checked(problem, options, _PAGED)
-    call, named = native(problem, record, resolve_num_threads(num_threads))
-    named["kv_lengths"], named["block_tables"] = lengths, tables
+    record = checked(problem, options, _PAGED)._replace(kv_lengths=lengths)
+    threads = resolve_num_threads(num_threads)
     result = target(out, (batch, num_heads, q_len, value_dim), query.dtype)
     lse = np.empty(result.shape[:-1], arithmetic(query.dtype)) if return_lse else None
-    _operator.attention(query, key_pages, value_pages, result, lse, *call, **named)
+    _operator.attention(
+        query,
+        key_pages,
+        value_pages,
+        result,
+        lse,
+        problem.leading,
+        sizes,
+        record,
+        threads,
+        block_tables=tables,
+    )
     finished = finish(result, out)
     return (finished, lse) if return_lse else finished
 

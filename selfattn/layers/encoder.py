@@ -15,6 +15,7 @@ from selfattn.layers.feed_forward import FeedForward
 from selfattn.layers.multihead import MultiHeadSelfAttention
 from selfattn.layers.norm import LayerNorm, Norm, RMSNorm
 from selfattn.layers.packed_batch import PackedBatch
+from selfattn.layers.packing import packable
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Encoder(Layer):
     def _packed(self) -> PackedEncoder:
         # Packed at the first call. Threads that arrive together may each pack; any of the results will do,
         # and there is no lock that a fork() could catch held.
-        return PackedEncoder([layer.for_stack() for layer in self.layers], as_precision(self.precision))
+        return PackedEncoder([packable(layer) for layer in self.layers], self.precision)
 
     def __call__(
         self,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selfattn._native.encoder import PackedEncoder
-from selfattn.layers.base import Array, Layer, Weights, join_biases, join_weights
+from selfattn.layers.base import Array, Layer, Weights
 from selfattn.layers.feed_forward import FeedForward
 from selfattn.layers.multihead import MultiHeadSelfAttention
 from selfattn.layers.norm import LayerNorm, Norm, RMSNorm
 from selfattn.layers.packed_batch import PackedBatch
+from selfattn.layers.packing import packable
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class EncoderLayer(Layer):
     ) -> Array:
         """This layer alone, as an Encoder of depth 1; packs its weights at every call."""
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        packed = PackedEncoder([self.for_stack()])
+        packed = PackedEncoder([packable(self)])
         rows = packed.run(words.tokens, words.cu_seqlens, resolve_num_threads(num_threads))
         return words.restore(rows)
 
@@ -158,40 +159,3 @@ class EncoderLayer(Layer):
             cu_seqlens=cu_seqlens,
             num_threads=num_threads,
         )
-
-    def for_stack(self) -> dict[str, Any]:
-        """This layer as the compiled stack takes it: matrices that meet the same input side by side."""
-        heads, network = self.attention, self.feed_forward
-        qkv, qkv_bias = heads._joined()
-        up, up_bias = [network.up_weight], [network.up_bias]
-        if network.gate_weight is not None:
-            up, up_bias = [network.gate_weight, *up], [network.gate_bias, *up_bias]
-        # Without an output matrix the heads go side by side into the residual: the identity.
-        output = heads.output_weight
-        if output is None:
-            output = np.eye(self.d_model, dtype=np.float32)
-        return {
-            "num_heads": heads.num_heads,
-            "num_kv_heads": heads.num_kv_heads,
-            "head_dim": heads.head_dim,
-            "value_dim": heads.value_dim,
-            "scale": heads.scale,
-            "causal": heads.causal,
-            "norm_first": self.norm_first,
-            "activation": network.activation,
-            "gated": network.gate_weight is not None,
-            "qkv_weight": qkv,
-            "qkv_bias": qkv_bias,
-            "output_weight": output,
-            "output_bias": heads.output_bias,
-            "up_weight": join_weights(up),
-            "up_bias": join_biases(up_bias, [w.shape[1] for w in up]),
-            "down_weight": network.down_weight,
-            "down_bias": network.down_bias,
-            "attention_norm": _norm_for_stack(self.attention_norm),
-            "feed_forward_norm": _norm_for_stack(self.feed_forward_norm),
-        }
-
-
-def _norm_for_stack(norm: Norm) -> tuple[str, Array, Array | None, float]:
-    return norm.kind, norm.weight, norm.bias, norm.eps

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfattn._native import pointwise as _pointwise
 from selfattn._checks import as_activation
+from selfattn._native import pointwise as _pointwise
 from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight, initial_weight, same
 from selfattn.layers.packed_batch import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads

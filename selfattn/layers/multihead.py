@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfattn._native import pointwise as _pointwise
 from selfattn._checks import as_integer
+from selfattn._native import pointwise as _pointwise
 from selfattn.layers.base import (
     Array,
     Weights,

@@ -6,8 +6,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfattn._native import pointwise as _pointwise
 from selfattn._checks import as_eps
+from selfattn._native import pointwise as _pointwise
 from selfattn.layers.base import Array, Layer, Weights, as_bias, as_weight
 from selfattn.layers.packed_batch import check_gradient, check_words
 from selfattn.runtime import resolve_num_threads

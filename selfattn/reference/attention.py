@@ -74,6 +74,7 @@ def masked_scores(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
+    relative_bias: Array | None = None,
 ) -> Array:
     """What goes into the softmax, (..., H, Q, K); -inf is a masked key, whatever made it.
 
@@ -85,6 +86,7 @@ def masked_scores(
     scale         any finite number, by default 1/sqrt(D).
     softcap       c > 0 makes a score c * tanh(score / c).
     alibi_slopes  (H,): subtracts slope * |distance to the query's position|.
+    relative_bias (H, 2 * reach + 1): adds column reach + distance, the distance cut off at -reach and reach.
 
     The position of query i among the keys is i + (K - Q): the last query stands at the last of the K keys.
     With causal="bottom_right" and kv_lengths it is i + (kv_lengths[b] - Q): at the last of the item's keys.
@@ -114,7 +116,10 @@ def masked_scores(
         if alibi_slopes is not None:
             slopes = np.asarray(alibi_slopes, dtype=scores.dtype).reshape(num_heads, 1, 1)
             scores = scores - slopes * np.abs(distance).astype(scores.dtype)
-        # 4. bias
+        # 4. bias: of the distance; of the pair
+        if relative_bias is not None:
+            table = np.asarray(relative_bias, dtype=scores.dtype)  # (H, 2 * reach + 1)
+            scores = scores + relative_scores(table, distance)
         if bias is not None:
             bias = np.broadcast_to(np.asarray(bias, dtype=scores.dtype), scores.shape)
             scores = np.where(bias == -np.inf, bias, scores + bias)
@@ -131,6 +136,16 @@ def masked_scores(
     if lengths is not None:
         attend = attend & (np.arange(kv_len) < lengths)
     return np.where(attend, scores, scores.dtype.type(-np.inf))
+
+
+def relative_scores(table: Array, distance: Array) -> Array:
+    """table (H, 2 * reach + 1) by distance (..., Q, K) or (batch, 1, ..., Q, K) -> (..., H, Q, K)."""
+    reach = table.shape[1] // 2
+    column = np.clip(distance, -reach, reach) + reach
+    if distance.ndim == 2:
+        return table[:, column]  # (H, Q, K)
+    of_item = table[:, column[..., 0, :, :]]  # (H, batch, 1, ..., Q, K)
+    return np.moveaxis(of_item, 0, -3)
 
 
 def _key_distance(q_len: int, kv_len: int, causal: Causal, lengths: Array | None) -> Array:

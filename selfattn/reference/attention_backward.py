@@ -57,6 +57,7 @@ def attention_backward(
     shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
     shapes |= {"sinks": query.shape[-3:-2], "alibi_slopes": query.shape[-3:-2]}
     shapes["bias"] = np.asarray(masking.get("bias")).shape
+    shapes["relative_bias"] = np.asarray(masking.get("relative_bias")).shape
     grad_out, query, key, value, out, lse = _one_dtype(grad_out, query, key, value, out, lse)
     leading, num_heads = grad_out.shape[:-3], query.shape[-3]
     query, key, value = (np.broadcast_to(x, leading + x.shape[-3:]) for x in (query, key, value))
@@ -90,7 +91,8 @@ def attention_backward(
         "value": lambda: by_key(weights * factors, grad_out),
         "bias": lambda: grad_scores,
         "sinks": lambda: _grad_sinks(np.asarray(sinks), lse, delta).sum(axis=-1),
-        "alibi_slopes": lambda: -(grad_scores * _distances(scores.shape, masking)).sum(axis=(-2, -1)),
+        "alibi_slopes": lambda: -(grad_scores * np.abs(_distances(scores.shape, masking))).sum(axis=(-2, -1)),
+        "relative_bias": lambda: _grad_relative(grad_scores, _distances(scores.shape, masking), shapes),
     }
     return tuple(_sum_to(gradients[name](), shapes[name]) for name in need)
 
@@ -104,11 +106,22 @@ def _grad_sinks(sinks: Array, lse: Array, delta: Array) -> Array:
 
 
 def _distances(scores: tuple[int, ...], masking: dict[str, Any]) -> Array:
-    """|distance| of every key to its query's position, broadcasting to the scores; as in masked_scores."""
+    """How far every key is from its query's position, broadcasting to the scores; as in masked_scores."""
     lengths = masking.get("kv_lengths")
     if lengths is not None:
         lengths = np.reshape(lengths, np.shape(lengths) + (1,) * (len(scores) - np.ndim(lengths)))
-    return np.abs(_key_distance(scores[-2], scores[-1], masking.get("causal", False), lengths))
+    return _key_distance(scores[-2], scores[-1], masking.get("causal", False), lengths)
+
+
+def _grad_relative(grad_scores: Array, distance: Array, shapes: dict[str, tuple[int, ...]]) -> Array:
+    """(H, 2 * reach + 1): each pair's part in the column of its distance."""
+    num_heads, width = shapes["relative_bias"]
+    column = np.broadcast_to(np.clip(distance, -(width // 2), width // 2) + width // 2, grad_scores.shape)
+    total = np.zeros((num_heads, width), grad_scores.dtype)
+    for head in range(num_heads):
+        pairs = grad_scores[..., head, :, :], column[..., head, :, :]
+        total[head] = np.bincount(pairs[1].ravel(), weights=pairs[0].ravel(), minlength=width)
+    return total
 
 
 def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
@@ -129,7 +142,7 @@ def varlen_attention_backward(
     cu_seqlens_q: Any,
     cu_seqlens_kv: Any = None,
     *,
-    need: tuple[str, ...] = QKV,  # and "sinks", "alibi_slopes"
+    need: tuple[str, ...] = QKV,  # and "sinks", "alibi_slopes", "relative_bias"
     mask: Array | None = None,
     bias: Array | None = None,
     kv_lengths: Any = None,
@@ -140,7 +153,8 @@ def varlen_attention_backward(
     scores = (query.shape[1], len(query), max(np.diff(cu_seqlens_kv), default=0))
     dtype = _one_dtype(grad_out, query, key, value, out, lse)[0].dtype
     shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
-    gradients = [np.zeros(shapes.get(name, query.shape[1:2]), dtype) for name in need]
+    shape_of = shapes | {"relative_bias": np.asarray(options.get("relative_bias")).shape}
+    gradients = [np.zeros(shape_of.get(name, query.shape[1:2]), dtype) for name in need]
     for s, (first, last) in enumerate(itertools.pairwise(cu_seqlens_q)):
         rows, keys = slice(first, last), slice(cu_seqlens_kv[s], cu_seqlens_kv[s + 1])
         part = np.s_[:, rows, : keys.stop - keys.start]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import selfattn
-from selfattn._native import 
+from selfattn._native import operator as _operator
 from selfattn.attention import arrays as taking
 
 
@@ -146,7 +146,7 @@ def test_a_call_that_ends_half_way_leaves_out_untouched(good, monkeypatch, error
         out.reshape(-1)[::2] = 1
         raise error
 
-    monkeypatch.setattr(_kernels, "attention", write_half)
+    monkeypatch.setattr(_operator, "attention", write_half)
     monkeypatch.setattr(taking, "_SHORT", 0)  # no call is so short that it cannot be interrupted
     out = np.full((2, 4, 5, 8), 7, np.float32)
     with pytest.raises(error):

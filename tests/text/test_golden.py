@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support.tiny_models import FAMILIES, SENTENCES, build
 
-from selfattn._native import runtime as _runtime, active_isa, available_isas
+from selfattn._native import active_isa, available_isas
+from selfattn._native import runtime as _runtime
 from selfattn.text import TextEncoder
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tiny_models.npz"

@@ -77,7 +77,7 @@ def test_columns_at_a_time_change_no_bit(
         widths.append(weight.shape[1])
         return linear(x, weight, *rest)
 
-    monkeypatch.setattr(_kernels, "linear", spy)
+    monkeypatch.setattr(_pointwise, "linear", spy)
     monkeypatch.setattr(similarity, "COLUMNS", 12)
     np.testing.assert_array_equal(similarity.similarity(a, b, name), expected)
     assert widths == [12, 12, 12, 12, 2]
