@@ -163,13 +163,23 @@ def _read(path: str) -> str:
 # ---- others that count threads ----
 
 
+def use_openmp_threads(allow: bool = True) -> bool:
+    """Lets calls between operations of PyTorch borrow the OpenMP threads that those leave awake, or stops it.
+
+    Off by default; SELFATTN_OPENMP=1 in the environment turns it on when the library is loaded. On Linux only,
+    with GCC's libgomp. To know whether a thread is awake, this reads memory that belongs to libgomp. Results do
+    not change. Returns whether it is on now: never in a process that was forked beside such a library.
+    """
+    return bool(_runtime.use_openmp_threads(bool(allow)))
+
+
 def register_with_threadpoolctl() -> None:
     """Lets threadpoolctl, if installed, see and limit our threads beside those of BLAS and OpenMP."""
     import threadpoolctl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     class SelfattnController(threadpoolctl.LibController):  # type: ignore[misc]
         user_api = internal_api = "selfattn"
-        filename_prefixes = ("_kernels",)
+        filename_prefixes = ("runtime.",)
         check_symbols = ("selfattn_get_num_threads", "selfattn_set_num_threads")
 
         def get_num_threads(self) -> int:

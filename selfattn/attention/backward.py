@@ -221,7 +221,7 @@ def _zeros(
 
 
 def _run(
-    arrays: tuple[Any, ...],
+    arrays: tuple[Array, Array, Array, Array, Array, Array],
     grads: dict[str, Array],
     problem: Problem,
     options: AttentionOptions,
@@ -229,14 +229,21 @@ def _run(
     cu_seqlens: tuple[Array, Array] | tuple[None, None] = (None, None),
 ) -> None:
     _operator.attention_backward(
-        *arrays, *(grads.get(name) for name in _QKV), problem.leading, problem.sizes, options, num_threads,
+        *arrays,
+        grads.get("query"),
+        grads.get("key"),
+        grads.get("value"),
+        problem.leading,
+        problem.sizes,
+        options,
+        num_threads,
         cu_seqlens_q=cu_seqlens[0],
         cu_seqlens_kv=cu_seqlens[1],
         grad_sink_rows=grads.get("sinks"),
         grad_alibi_rows=grads.get("alibi_slopes"),
         grad_bias=grads.get("bias"),
         grad_relative_bias=grads.get("relative_bias"),
-    )  # fmt: skip
+    )
 
 
 def _finished(name: str, grad: Array, original: Array | None, computed_in: np.dtype[Any]) -> Array:
