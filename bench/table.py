@@ -111,6 +111,8 @@ class Source:
             lines = [f"{place}: {cause}" for place, cause in moved.items()]
             problem = f"{self.kind}: the peak moved by more than {percent(report.MOST_MOVED)} beside"
             raise MovedError("\n  ".join([problem, *lines, f"measure again: {self.command}"]))
+        if len(moved) == len(rows):
+            raise ValueError(f"{self.kind}: no row can be published: {self.command}")
         notes = []
         if moved:
             words = "read bandwidth" if self.kind == "decode" else "peak"
