@@ -1,13 +1,18 @@
 """Did it get slower? `python bench/compare.py A B` builds two commits and compares the same calls of both.
 
+The calls are in compare_calls.py and use public names alone; each commit is built by its own setup.py, so it
+does not matter where either keeps its files. Printed are B / A of the instructions and of the time of each
+call, of the time of `import selfattn`, and of the size of the wheel. The exit status is 1 if the instructions
+of a call grew by more than 1 % (--fail-above), or if B cannot make a call that A can.
+
 Instructions are counted by valgrind's callgrind on one thread with AVX2, the widest that it knows, and hardly
 differ from run to run. Times are measured in turns, with the instruction set that SELFATTN_ISA says or the
-best there is, and move with the machine. Each commit is built in a directory of its own that goes at the end;
-NumPy is this interpreter's. For changes that are not committed: `bench/compare.py HEAD $(git stash create)`.
+best there is, and move with the machine. Each commit is built in a directory of its own that goes at the end,
+or stays in --builds DIR for the next comparison; NumPy is this interpreter's. For changes that are not
+committed: `bench/compare.py HEAD $(git stash create)`.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import shutil
@@ -17,9 +22,10 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = Path(__file__).resolve().with_name("compare_calls.py")
@@ -31,19 +37,43 @@ Pair = tuple[float | None, float | None]
 # ---- builds ----
 
 
-def build(commit: str, directory: Path) -> Path:
-    """The package of a commit, installed into a directory for PYTHONPATH."""
+class Build(NamedTuple):
+    site: Path  # for PYTHONPATH
+    wheel: Path
+
+
+def build(commit: str, directory: Path) -> Build:
+    """The package of a commit, installed below the directory, unless it is there already."""
     source, wheels, site = (directory / name for name in ("source", "wheels", "site"))
-    archive = directory / "source.zip"
-    run("git", "-C", str(ROOT), "archive", "--output", str(archive), commit)
-    zipfile.ZipFile(archive).extractall(source)
-    at_hand = all(
-        importlib.util.find_spec(name) for name in ("setuptools", "Cython")
-    )  # more often than a network
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    run(*pip, "wheel", "--no-deps", *["--no-build-isolation"] * at_hand, "-w", str(wheels), str(source))
-    run(*pip, "install", "--no-deps", "--target", str(site), *map(str, wheels.glob("*.whl")))
-    return site
+    finished = directory / "finished"
+    if not finished.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        archive = directory / "source.zip"
+        run("git", "-C", str(ROOT), "archive", "--output", str(archive), commit)
+        zipfile.ZipFile(archive).extractall(source)
+        pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+        run(
+            *pip,
+            "wheel",
+            "--no-deps",
+            *["--no-build-isolation"] * tools_at_hand(),
+            "-w",
+            str(wheels),
+            str(source),
+        )
+        run(*pip, "install", "--no-deps", "--target", str(site), *map(str, wheels.glob("*.whl")))
+        shutil.rmtree(source)
+        finished.touch()
+    return Build(site, next(wheels.glob("*.whl")))
+
+
+def tools_at_hand() -> bool:
+    """Whether this environment can build without a network, which pip's own environment for it needs."""
+    try:
+        return int(version("setuptools").split(".")[0]) >= 77 and bool(version("Cython"))
+    except PackageNotFoundError:
+        return False
 
 
 def run(*command: str, **options: Any) -> str:
@@ -122,6 +152,25 @@ def times(timers: tuple[Timer, Timer], name: str, rounds: int, min_time: float) 
     return pairs
 
 
+IMPORT = """
+import time, numpy
+start = time.perf_counter()
+import selfattn
+print(time.perf_counter() - start)
+"""
+
+
+def import_times(sites: list[Path], rounds: int) -> list[tuple[float, float]]:
+    """Seconds of `import selfattn` after NumPy's in new processes, A and B in turns, files cached."""
+    command = (sys.executable, "-P", "-c", IMPORT)
+    pairs = []
+    for number in range(rounds + 1):
+        order = (0, 1) if number % 2 == 0 else (1, 0)
+        seconds = {which: float(run(*command, env=environment(sites[which]))) for which in order}
+        pairs.append((seconds[0], seconds[1]))
+    return pairs[1:]  # the first wrote the bytecode
+
+
 # ---- the report ----
 
 
@@ -141,18 +190,23 @@ def compared(name: str, counts: Pair, pairs: list[tuple[float, float]]) -> dict[
     return row
 
 
-HEADING = f"{'call':<26}{'instructions A':>16}{'B':>16}{'B / A':>9}{'ms A':>11}{'B':>11}   B / A"
+HEADING = f"{'call':<30}{'instructions A':>16}{'B':>16}{'B / A':>9}{'ms A':>11}{'B':>11}   B / A"
 
 
 def shown(row: dict[str, Any]) -> str:
     counts = "".join(f"{'-' if count is None else f'{count:,.0f}':>16}" for count in row["instructions"])
     ratio = row["instruction_ratio"]
-    line = f"{row['call']:<26}{counts}{'-' if ratio is None else f'{ratio:.4f}':>9}"
+    line = f"{row['call']:<30}{counts}{'-' if ratio is None else f'{ratio:.4f}':>9}"
     if "time_ratio" not in row:
         return f"{line}{'-':>11}{'-':>11}   -"
     low, high = row["time_quartiles"]
     milliseconds = "".join(f"{ms:>11.4f}" for ms in row["milliseconds"])
     return f"{line}{milliseconds}   {row['time_ratio']:.3f} ±{(high - low) / 2:.3f}"
+
+
+def lost(rows: list[dict[str, Any]]) -> list[str]:
+    """The calls that A can make and B cannot."""
+    return [row["call"] for row in rows if row["instructions"][0] and not row["instructions"][1]]
 
 
 def grown(rows: list[dict[str, Any]], limit: float) -> list[str]:
@@ -161,35 +215,44 @@ def grown(rows: list[dict[str, Any]], limit: float) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 1 when instructions grew above the limit."""
+    """0, or 1 when instructions grew above the limit or a call is lost."""
     options = parse(arguments)
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="selfattn-compare-")))
-        sites = []
-        for side, commit in (("A", options.a), ("B", options.b)):
-            print(f"{side} is {run('git', '-C', str(ROOT), 'log', '-1', '--format=%h %s', commit).strip()}")
-            (directory / side).mkdir()
-            sites.append(build(commit, directory / side))
-        rows = compare(sites, options)
+        directory = options.builds or Path(
+            stack.enter_context(TemporaryDirectory(prefix="selfattn-compare-"))
+        )
+        builds = []
+        for side, name in (("A", options.a), ("B", options.b)):
+            print(f"{side} is {run('git', '-C', str(ROOT), 'log', '-1', '--format=%h %s', name).strip()}")
+            commit = run("git", "-C", str(ROOT), "rev-parse", f"{name}^{{commit}}").strip()
+            builds.append(build(commit, directory / commit))
+        rows = compare([built.site for built in builds], options)
+        sizes = [built.wheel.stat().st_size / 1e6 for built in builds]
+    print(f"wheel, MB: A {sizes[0]:.3f}, B {sizes[1]:.3f}, B / A {sizes[1] / sizes[0]:.3f}")
     if options.json:
-        options.json.write_text(json.dumps({"a": options.a, "b": options.b, "calls": rows}, indent=1) + "\n")
-    worse = grown(rows, options.fail_above) if options.fail_above else []
-    for name in worse:
-        print(f"{name}: instructions grew above {options.fail_above} x")
+        document = {"a": options.a, "b": options.b, "calls": rows, "wheel_megabytes": sizes}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    worse = [
+        f"{name}: instructions grew above {options.fail_above} x" for name in grown(rows, options.fail_above)
+    ]
+    worse += [f"{name}: B cannot make this call" for name in lost(rows)]
+    print(*worse, sep="\n", end="\n" * bool(worse))
     return int(bool(worse))
 
 
 def compare(sites: list[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
-    counts = [instructions(site) if options.count else {} for site in sites]
-    if not options.count:
-        print("valgrind is not there: no instructions are counted")
+    names = run(sys.executable, "-P", str(CALLS), "names", env=environment(sites[0])).split()
+    chosen = [name for name in names if any(part in name for part in options.calls)]
+    counts = [{} if options.times_only else instructions(site, *chosen) for site in sites]
     print(HEADING)
     rows = []
     with timer(sites[0]) as a, timer(sites[1]) as b:
-        for name in run(sys.executable, "-P", str(CALLS), "names", env=environment(sites[0])).split():
+        for name in chosen:
             pairs = times((a, b), name, options.rounds, options.min_time)
             rows.append(compared(name, (counts[0].get(name), counts[1].get(name)), pairs))
             print(shown(rows[-1]), flush=True)
+    rows.append(compared("import selfattn", (None, None), import_times(sites, options.rounds)))
+    print(shown(rows[-1]), flush=True)
     return rows
 
 
@@ -197,14 +260,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare the instructions and the time of two commits.")
     parser.add_argument("a", metavar="A", help="the commit to compare with")
     parser.add_argument("b", metavar="B", help="the commit that may be slower")
-    parser.add_argument("--fail-above", type=float, metavar="RATIO", help="exit 1 if instructions grew more")
+    parser.add_argument(
+        "--fail-above",
+        type=float,
+        default=1.01,
+        metavar="RATIO",
+        help="exit 1 if the instructions of a call grew more (default: 1.01)",
+    )
+    parser.add_argument("--times-only", action="store_true", help="count no instructions: without valgrind")
+    parser.add_argument("--builds", type=Path, metavar="DIR", help="keep the builds there and use them again")
+    parser.add_argument(
+        "--calls",
+        type=lambda text: text.split(","),
+        default=[""],
+        metavar="PARTS",
+        help="only calls with one of these parts in their names, such as encoder,decode",
+    )
     parser.add_argument("--rounds", type=int, default=9, help="of times, in turns (default: 9)")
     parser.add_argument("--min-time", type=float, default=0.05, help="seconds of each turn (default: 0.05)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number to FILE")
     options = parser.parse_args(arguments)
-    options.count = shutil.which("valgrind") is not None
-    if options.fail_above and not options.count:
-        parser.error("--fail-above compares instructions, which need valgrind")
+    if not options.times_only and shutil.which("valgrind") is None:
+        parser.error("instructions are counted by valgrind, which is not there; --times-only does without")
     return options
 
 

@@ -119,27 +119,38 @@ def operator_result(shape: tuple[int, ...], causal: bool, threads: int, rounds: 
     if HAS_TORCH:
         calls["torch"] = torch_operator(shape, causal, threads)
         verify(both(), calls["torch"]())
-    seconds, peak = timing.beside_limit(machine.multiply_adds(threads), calls, rounds, min_time)
     batch, heads, length, head_dim = shape
     gflop = 4e-9 * batch * heads * length * length * head_dim
-    result = {
-        "what": "causal" if causal else "full",
-        "shape": "x".join(map(str, shape)),
-        "threads": threads,
-        "gflops": 3.5 * gflop / statistics.median(seconds["selfattn"]),
-        "backward_gflops": 2.5 * gflop / statistics.median(seconds["backward"]),
-        "backward_of_peak": 2.5 * gflop / statistics.median(seconds["backward"]) / peak,
-    }
-    return result | against_torch(seconds)
+
+    def timed() -> Any:
+        seconds, peaks = timing.beside_limit(machine.multiply_adds(threads), calls, rounds, min_time)
+        backward_gflops = 2.5 * gflop / statistics.median(seconds["backward"])
+        result = {
+            "what": "causal" if causal else "full",
+            "shape": "x".join(map(str, shape)),
+            "threads": threads,
+            "gflops": 3.5 * gflop / statistics.median(seconds["selfattn"]),
+            "backward_gflops": backward_gflops,
+            "backward_of_peak": backward_gflops / max(peaks),
+            "peak_gflops": peaks,
+        }
+        return result | against_torch(seconds)
+
+    return report.steadily(timed)
 
 
 def step_result(threads: int, rounds: int, min_time: float) -> Any:
     step, inputs = our_step(threads)
     calls = {"selfattn": step} | ({"torch": torch_step(threads, *inputs)} if HAS_TORCH else {})
-    seconds = timing.in_turns(calls, rounds, min_time)
     shape = f"{LAYERS} layers, {WIDTH} wide, {BATCH}x{LENGTH}"
-    ours = 1e3 * statistics.median(seconds["selfattn"])
-    return {"what": "training step", "shape": shape, "threads": threads, "ms": ours} | against_torch(seconds)
+
+    def timed() -> Any:
+        seconds, peaks = timing.beside_limit(machine.multiply_adds(threads), calls, rounds, min_time)
+        ours = 1e3 * statistics.median(seconds["selfattn"])
+        result = {"what": "training step", "shape": shape, "threads": threads, "ms": ours}
+        return result | {"peak_gflops": peaks} | against_torch(seconds)
+
+    return report.steadily(timed)
 
 
 def against_torch(seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -153,10 +164,12 @@ def against_torch(seconds: dict[str, list[float]]) -> dict[str, Any]:
 def shown(result: dict[str, Any]) -> str:
     figures = f"{result['ms']:.0f} ms" if "ms" in result else f"{result['gflops']:.0f} GFLOP/s"
     if "backward_of_peak" in result and result["what"] == "full":
-        figures += f", backward {result['backward_of_peak']:.0%} of peak"
+        rate, peak = result["backward_gflops"], report.divisor(result)
+        figures += f", backward {rate:.1f} of {peak:.1f} GFLOP/s ({report.of_limit(rate, peak):.0%})"
     if "torch_over_ours" in result:
         figures += f", PyTorch's time / ours {result['torch_over_ours']:.2f}"
-    return f"{result['what']:<14}{result['shape']:<34}{result['threads']} thread(s)  {figures}"
+    threads = report.words_of_threads(result["threads"])
+    return f"{result['what']:<14}{result['shape']:<34}{threads:<11}{figures}"
 
 
 def main() -> None:
@@ -176,7 +189,7 @@ def main() -> None:
         jobs.append(lambda t=threads: step_result(t, options.rounds, options.min_time))
         for job in jobs:
             results.append(job())
-            print(shown(results[-1]), flush=True)
+            print(shown(results[-1]), *report.marks(results[-1]), sep="  ", flush=True)
     report.write_measured("gradients", results, options, "threads", "rounds", "min_time")
 
 

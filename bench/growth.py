@@ -27,14 +27,15 @@ def measured(
 ) -> dict[str, Any]:
     """Nanoseconds of each token, what the model says, and MiB."""
     shape = (batch, 1, length, HEAD_DIM)
-    peak = watch.undisturbed(partial(machine.peak_gflops, options.threads))
+    multiply_adds = machine.multiply_adds(options.threads)
+    peak = watch.undisturbed(partial(machine.pace, multiply_adds))
     operations = 4 * length * HEAD_DIM  # of a token
     once = partial(memory.one_call, shape, options.threads)
     if operations * batch * length < 1e9 * LONG * peak:
-        (mib, _), (seconds, peak) = once(), repeated(shape, options, watch)
+        (mib, _), (seconds, peaks) = once(), repeated(shape, options, watch)
     else:
         mib, first = watch.undisturbed(once)
-        seconds = [first]
+        seconds, peaks = [first], [peak, machine.pace(multiply_adds)]
     low, median, high = (1e9 * float(x) / (batch * length) for x in np.percentile(seconds, (25, 50, 75)))
     return {
         "axis": axis,
@@ -42,7 +43,8 @@ def measured(
         "length": length,
         "ns": median,
         "quartiles": [low, high],
-        "model_ns": operations / peak,
+        "model_ns": operations / max(peaks),
+        "peak_gflops": peaks,
         "mib": mib,
         **watch.counts(),
     }
@@ -50,17 +52,17 @@ def measured(
 
 def repeated(
     shape: tuple[int, ...], options: argparse.Namespace, watch: timing.Watch
-) -> tuple[list[float], float]:
-    """Seconds of a call in each round, and GFLOP/s of multiply-adds alone in the best of them."""
+) -> tuple[list[float], list[float]]:
+    """Seconds of a call, and GFLOP/s of multiply-adds alone, in each round."""
     rng = np.random.default_rng(0)
     query, key, value = (rng.standard_normal(shape, dtype=np.float32) for _ in range(3))
     out = np.empty_like(query)
     call = partial(selfattn.attention, query, key, value, out=out, num_threads=options.threads)
     multiply_adds = machine.multiply_adds(options.threads)
-    seconds, peak = timing.beside_limit(
+    seconds, peaks = timing.beside_limit(
         multiply_adds, {"attention": call}, options.rounds, options.min_time, watch
     )
-    return seconds["attention"], peak
+    return seconds["attention"], peaks
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -87,8 +89,8 @@ def main() -> None:
     watch = timing.Watch(partial(machine.pace, machine.multiply_adds(options.threads)))
     results = []
     for place in places:
-        results.append(measured(*place, options, watch))
-        print(shown(results[-1]), *report.disturbed(results[-1]), flush=True)
+        results.append(report.steadily(partial(measured, *place, options, watch)))
+        print(shown(results[-1]), *report.marks(results[-1]), sep="  ", flush=True)
     report.write_measured("growth", results, options, "threads", "rounds", "min_time")
 
 

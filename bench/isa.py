@@ -49,6 +49,20 @@ def calls_of(shape: str, threads: int, isas: tuple[str, ...]) -> Calls:
     return {isa: on(isa, on(isa, built)()) for isa in isas}
 
 
+def measured(
+    shape: str, threads: int, isas: tuple[str, ...], bar: float | None, chosen: Any, watch: timing.Watch
+) -> Row:
+    """A row, with the peak of the best instruction set in turns with the calls."""
+    calls = calls_of(shape, threads, isas)
+    work = on(isas[0], machine.multiply_adds(threads))
+
+    def timed() -> Row:
+        seconds, peaks = timing.beside_limit(work, calls, chosen.rounds, chosen.min_time, watch)
+        return row(shape, threads, seconds, bar) | {"peak_gflops": peaks, **watch.counts()}
+
+    return report.steadily(timed)
+
+
 def row(shape: str, threads: int, seconds: dict[str, list[float]], bar: float | None) -> Row:
     """The best one's time over the second's: below 1, the second is slower."""
     best, second = seconds.values()
@@ -97,13 +111,12 @@ def main() -> None:
         watch = timing.Watch(partial(pace, isas[0], threads))
         limits[threads] = peaks(isas, threads, chosen.rounds, watch)
         best, second = limits[threads].values()
-        print(f"{threads} thread(s): FMA peak {best:.1f} GFLOP/s with {isas[0]}, {second:.1f} with {isas[1]}")
+        words = report.words_of_threads(threads)
+        print(f"{words}: FMA peak {best:.1f} GFLOP/s with {isas[0]}, {second:.1f} with {isas[1]}")
         bar = BAR if second >= SAME * best else None
         for shape in shapes:
-            calls = calls_of(shape, threads, isas)
-            seconds = timing.in_turns(calls, chosen.rounds, chosen.min_time, watch)
-            results.append(row(shape, threads, seconds, bar) | watch.counts())
-            print(shown(results[-1]), *report.disturbed(results[-1]), flush=True)
+            results.append(measured(shape, threads, isas, bar, chosen, watch))
+            print(shown(results[-1]), *report.marks(results[-1]), sep="  ", flush=True)
     _runtime.use_isa(isas[0])
     chosen.threads = ",".join(map(str, chosen.threads))
     report.write_measured("isa", results, chosen, "threads", "rounds", "min_time", peak_gflops=limits)

@@ -14,7 +14,7 @@ import numpy as np
 
 import selfattn
 from selfattn import reference
-from selfattn.bench import report, timing
+from selfattn.bench import machine, report, timing
 
 Shape = tuple[int, int, int, int]  # batch, heads, length, head_dim
 BLOCK = 128  # of the block-sparse mask
@@ -94,10 +94,14 @@ def ratio(case: Case, threads: int, rounds: int, min_time: float) -> dict[str, A
     verify(case, threads)
     plain = Case("plain", case.shape)
     calls = {name: call_of(which, threads) for name, which in (("plain", plain), ("case", case))}
-    seconds = timing.in_turns(calls, rounds, min_time)
-    ratios = (case / plain for case, plain in zip(seconds["case"], seconds["plain"], strict=True))
-    shape = "x".join(map(str, case.shape))
-    return {"name": case.name, "shape": shape, **report.over_rounds(ratios)}
+
+    def timed() -> dict[str, Any]:
+        seconds, peaks = timing.beside_limit(machine.multiply_adds(threads), calls, rounds, min_time)
+        ratios = (case / plain for case, plain in zip(seconds["case"], seconds["plain"], strict=True))
+        shape = "x".join(map(str, case.shape))
+        return {"name": case.name, "shape": shape, **report.over_rounds(ratios), "peak_gflops": peaks}
+
+    return report.steadily(timed)
 
 
 def main() -> None:
@@ -110,7 +114,8 @@ def main() -> None:
     results = []
     for case in cases():
         result = ratio(case, options.threads, options.rounds, options.min_time)
-        print(f"{result['name']:<40}{result['shape']:<16}{report.spread(result)}", flush=True)
+        line = f"{result['name']:<40}{result['shape']:<16}{report.spread(result)}"
+        print(line, *report.marks(result), sep="  ", flush=True)
         results.append(result)
     report.write_measured("masks", results, options, "threads", "rounds", "min_time")
 

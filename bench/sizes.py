@@ -82,21 +82,30 @@ def result(case: Case, threads: int, rounds: int, min_time: float, watch: timing
     """Fractions of the peak of the case and of its neighbour; their ratio, the median over the rounds."""
     pair = {"case": case, "neighbour": case.neighbour} if case != case.neighbour else {"case": case}
     calls = {name: call_of(which, threads) for name, which in pair.items()}
-    seconds, peak = timing.beside_limit(machine.multiply_adds(threads), calls, rounds, min_time, watch)
-    rates = {name: [pair[name].flops / each / 1e9 for each in seconds[name]] for name in pair}
-    row = {
+
+    def timed() -> dict[str, Any]:
+        seconds, peaks = timing.beside_limit(machine.multiply_adds(threads), calls, rounds, min_time, watch)
+        rates = {name: [pair[name].flops / each / 1e9 for each in seconds[name]] for name in pair}
+        return row(case, rates, peaks) | watch.counts()
+
+    return report.steadily(timed)
+
+
+def row(case: Case, rates: dict[str, list[float]], peaks: list[float]) -> dict[str, Any]:
+    """rates: GFLOP/s of the case, and of its neighbour if it has one, in every round."""
+    result = {
         "head_dim": case.head_dim,
         "value_dim": case.value_dim,
         "layout": case.layout,
         "heads": case.heads,
-        "peak_gflops": peak,
-        "of_peak": statistics.median(rates["case"]) / peak,
+        "peak_gflops": peaks,
+        "of_peak": statistics.median(rates["case"]) / max(peaks),
     }
     if "neighbour" in rates:
         ratio = report.over_rounds(a / b for a, b in zip(rates["case"], rates["neighbour"], strict=True))
-        row |= {"neighbour": case.neighbour.head_dim, **ratio, "bar": BAR}
-        row["neighbour_of_peak"] = statistics.median(rates["neighbour"]) / peak
-    return row | watch.counts()
+        result |= {"neighbour": case.neighbour.head_dim, **ratio, "bar": BAR}
+        result["neighbour_of_peak"] = statistics.median(rates["neighbour"]) / max(peaks)
+    return result
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -117,7 +126,7 @@ def main() -> None:
     results = []
     for case in cases():
         results.append(result(case, options.threads, options.rounds, options.min_time, watch))
-        print(shown(results[-1]), *report.disturbed(results[-1]), flush=True)
+        print(shown(results[-1]), *report.marks(results[-1]), sep="  ", flush=True)
     report.write_measured("sizes", results, options, "threads", "rounds", "min_time")
 
 

@@ -65,6 +65,12 @@ def row(part: str, case: str, figures: dict[str, float], ratios: list[float], ba
     return {"part": part, "case": case, "figures": figures, **report.over_rounds(ratios), "bar": bar}
 
 
+def pace(threads: int) -> float:
+    """GFLOP/s of multiply-adds alone, at this moment."""
+    timing.wait_until_idle()
+    return machine.pace(machine.multiply_adds(threads))
+
+
 def quotients(above: list[float], below: list[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
@@ -80,14 +86,19 @@ def least_speed_up(seconds: float, threads: int) -> float:
 def scaling(shapes: list[str], threads: int, rounds: int, min_time: float) -> Iterator[Row]:
     for name, limit in (("FMA peak", machine.peak_gflops), ("read bandwidth", machine.read_bandwidth)):
         yield row("scaling", name, {}, [limit(threads) / limit(1) for _ in range(3)], None)
-    watch = timing.Watch(partial(machine.pace, machine.multiply_adds(threads)))
+    work = machine.multiply_adds(threads)
+    watch = timing.Watch(partial(machine.pace, work))
     for shape in shapes:
         calls = {str(n): call_of(shape, n) for n in (1, threads)}
-        seconds = timing.in_turns(calls, rounds, min_time, watch)
-        one, many = seconds["1"], seconds[str(threads)]
-        bar = least_speed_up(statistics.median(one), threads)
-        ratios = quotients(one, many)
-        yield row("scaling", shape, milliseconds(one, many, threads), ratios, bar) | watch.counts()
+
+        def timed(shape: str = shape, calls: dict[str, Call] = calls) -> Row:
+            seconds, peaks = timing.beside_limit(work, calls, rounds, min_time, watch)
+            one, many = seconds["1"], seconds[str(threads)]
+            bar = least_speed_up(statistics.median(one), threads)
+            figures, ratios = milliseconds(one, many, threads), quotients(one, many)
+            return row("scaling", shape, figures, ratios, bar) | {"peak_gflops": peaks, **watch.counts()}
+
+        yield report.steadily(timed)
 
 
 def milliseconds(one: list[float], many: list[float], threads: int) -> dict[str, float]:
@@ -99,12 +110,15 @@ def after(shapes: list[str], threads: int, rounds: int, min_time: float) -> Iter
     for shape in shapes:
         calls = {n: call_of(shape, n) for n in (1, threads)}
         seconds: dict[int, list[float]] = {n: [] for n in calls}
+        peaks = []
         for order in timing.rotations([*map(str, calls)], rounds):
+            peaks.append(pace(threads))
             for n in map(int, order):
                 seconds[n].append(after_work(calls[n], min_time))
         one, many = seconds[1], seconds[threads]
         bar = least_speed_up(statistics.median(one), threads)
-        yield row("after", shape, milliseconds(one, many, threads), quotients(one, many), bar)
+        figures, ratios = milliseconds(one, many, threads), quotients(one, many)
+        yield row("after", shape, figures, ratios, bar) | {"peak_gflops": peaks}
 
 
 def after_work(call: Call, min_time: float, pause: float = 1e-3) -> float:
@@ -125,8 +139,9 @@ def callers(shapes: list[str], threads: int, rounds: int, min_time: float) -> It
     for shape in shapes:
         for each in (threads, 1):
             one, all_of_them = [call_of(shape, threads)], [call_of(shape, each) for _ in range(CALLERS)]
-            alone, together = [], []
+            alone, together, peaks = [], [], []
             for _ in range(rounds):
+                peaks.append(pace(threads))
                 alone.append(calls_per_second(one, TURNS * min_time))
                 together.append(calls_per_second(all_of_them, TURNS * min_time))
             figures = {
@@ -134,7 +149,7 @@ def callers(shapes: list[str], threads: int, rounds: int, min_time: float) -> It
                 f"calls/s, {CALLERS} callers": statistics.median(together),
             }
             case = f"{shape}, {each} thread{'s' * (each > 1)} each"
-            yield row("callers", case, figures, quotients(together, alone), 0.9)
+            yield row("callers", case, figures, quotients(together, alone), 0.9) | {"peak_gflops": peaks}
 
 
 def calls_per_second(calls: list[Call], seconds: float) -> float:
@@ -160,7 +175,8 @@ def beside(shapes: list[str], threads: int, rounds: int, min_time: float) -> Ite
     for shape in shapes:
         for n in dict.fromkeys((1, threads)):
             calls = [call_of(shape, n), call_of(shape, n, "torch")]
-            alone = timing.in_turns(dict(zip("ab", calls, strict=True)), rounds, min_time)
+            of_each = dict(zip("ab", calls, strict=True))
+            alone, peaks = timing.beside_limit(machine.multiply_adds(threads), of_each, rounds, min_time)
             between = [alternating(calls, min_time) for _ in range(rounds)]
             for who, name in enumerate((report.OURS, "torch")):
                 apart, mixed = alone["ab"[who]], [seconds[who] for seconds in between]
@@ -170,7 +186,7 @@ def beside(shapes: list[str], threads: int, rounds: int, min_time: float) -> Ite
                 }
                 case = f"{shape}, {name}, {n} thread{'s' * (n > 1)}"
                 bar = 0.9 if name == report.OURS and n > 1 else None
-                yield row("beside", case, figures, quotients(apart, mixed), bar)
+                yield row("beside", case, figures, quotients(apart, mixed), bar) | {"peak_gflops": peaks}
 
 
 def alternating(calls: list[Call], min_time: float) -> list[float]:
@@ -196,12 +212,14 @@ def quota(shapes: list[str], threads: int, rounds: int, min_time: float) -> Iter
         places["quota of one"] = under_quota
     for shape in shapes:
         for name, place in places.items():
+            before = pace(threads)
             one, many = place(shape, threads, rounds, min_time)
+            peaks = {"peak_gflops": [before, pace(threads)]}
             figures = {
                 "calls/s, 1 thread": statistics.median(one),
                 f"calls/s, {threads} threads": statistics.median(many),
             }
-            yield row("quota", f"{shape}, {name}", figures, quotients(many, one), 0.9)
+            yield row("quota", f"{shape}, {name}", figures, quotients(many, one), 0.9) | peaks
 
 
 # In a process of its own: argv is where to go, the shape, the threads, the rounds, the seconds of a turn.
@@ -291,7 +309,7 @@ def main() -> None:
         measure, shapes = PARTS[part]
         for result in measure(chosen.shapes or shapes, chosen.threads, chosen.rounds, chosen.min_time):
             results.append(result)
-            print(shown(result), *report.disturbed(result), flush=True)
+            print(shown(result), *report.marks(result), sep="  ", flush=True)
     report.write_measured("threads", results, chosen, "threads", "rounds", "min_time")
 
 

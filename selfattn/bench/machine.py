@@ -117,7 +117,7 @@ def multiply_adds(threads: int, bfloat16: bool = False, rounds: int = 12) -> Cal
     from selfattn._native import runtime as _runtime
 
     def work() -> float:
-        return sum(_runtime.multiply_add(bfloat16) for _ in range(rounds))
+        return sum(_runtime.multiply_add("bfloat16" if bfloat16 else None) for _ in range(rounds))
 
     return partial(on_threads, [work] * threads)
 

@@ -22,6 +22,7 @@ from selfattn.bench.report import (
     precision_of,
     provenance,
     table_name,
+    words_of_threads,
 )
 
 COLORS = {
@@ -290,10 +291,6 @@ def grouped(results: list[Result], kinds: Iterable[str], fields: tuple[str, ...]
 
 def names_of(rows: list[Result]) -> list[str]:
     return [name for name in COLORS if any(name in row["contenders"] for row in rows)]
-
-
-def words_of_threads(count: int) -> str:
-    return f"{count} thread{'s' * (count > 1)}"
 
 
 def precision_and_threads(row: Result) -> str:

@@ -87,10 +87,10 @@ def run(options: Namespace) -> list[str]:
         for suite in options.suites:
             of_suite = [workload for workload in workloads if workload.kind == suite]
             run_suite(suite, of_suite, threads, options, document["results"], watch)
-    print("", *report.footnotes(document["results"]), sep="\n")
+    print("", *report.footnotes(document["results"], document["machine"]["limits"]), sep="\n")
     write(document, options)
     lost = [result for result in document["results"] if report.OURS not in result["contenders"]]
-    return [f"{report.label(result)}, {result['threads']} thread(s)" for result in lost]
+    return [report.place(result) for result in lost]
 
 
 def complete(options: Namespace) -> None:
@@ -186,7 +186,7 @@ def limits(document: dict[str, Any], threads: int, precision: str) -> str:
         limit.measured: value for limit, value in measured.items()
     }
     words = (f"{limit.words} {value:.1f} {limit.unit}" for limit, value in measured.items())
-    return f"{threads} thread(s): {', '.join(words)}"
+    return f"{report.words_of_threads(threads)}, at best moments: {', '.join(words)}"
 
 
 def run_suite(
@@ -209,39 +209,54 @@ def run_suite(
 
 
 def measure(workload: Any, names: list[str], threads: int, options: Namespace, watch: Watch) -> report.Result:
-    """One row: verify and choose, then time, and the limit as if it were one of them."""
+    """One row: verify and choose, then time, and the limit as if it were one of them.
+
+    A row whose limit moved is timed again, a few times at most, if the watch has any patience.
+    """
+    choices, absent, refused = chosen(workload, names, threads, options.min_time)
+    limit = report.limit_for(workload.kind, getattr(workload, "precision", "float32"))
+    work = limit_work(limit, threads)
+    done = work()
+    yardstick = {limit.measured: Choice("", work, 0.0, rough_seconds(work, options.min_time), {})}
+    named = {name: getattr(workload, name) for name in DESCRIBED if hasattr(workload, name)}
+
+    def timed() -> report.Result:
+        seconds = interleave(choices | yardstick, options.rounds, options.min_time, watch)
+        return {
+            "kind": workload.kind,
+            "shape": workload.name,
+            "threads": threads,
+            "flops": workload.flops,
+            "tolerance": workload.tolerance,
+            limit.measured: [done / each / 1e9 for each in seconds[limit.measured]],
+            "contenders": {name: describe(choices[name]) | summarize(seconds[name]) for name in choices},
+            **watch.counts(),
+            "absent": absent,
+            "refused": refused,
+            **named,
+        }
+
+    return report.compare(report.steadily(timed, report.AGAIN if watch.patience else 0))
+
+
+def chosen(
+    workload: Any, names: list[str], threads: int, min_time: float
+) -> tuple[dict[str, Choice], dict[str, str], dict[str, str]]:
+    """Of the contenders those that take part, the absent and the wrong, both with the reason."""
     choices: dict[str, Choice] = {}
     absent: dict[str, str] = {}
-    refused: dict[str, str] = {}
+    wrong: dict[str, str] = {}
     for name in names:
         try:
             variants = CONTENDERS[workload.kind][name](workload, threads)
-            choices[name] = choose(variants, workload, options.min_time)
+            choices[name] = choose(variants, workload, min_time)
         except (ImportError, peers.PrecisionError) as error:
             absent[name] = str(error)
         except peers.UnsupportedError:
             continue
         except WrongResultError as error:
-            refused[name] = str(error)
-    limit = report.limit_for(workload.kind, getattr(workload, "precision", "float32"))
-    work = limit_work(limit, threads)
-    done = work()
-    yardstick = {limit.measured: Choice("", work, 0.0, rough_seconds(work, options.min_time), {})}
-    seconds = interleave(choices | yardstick, options.rounds, options.min_time, watch)
-    result = {
-        "kind": workload.kind,
-        "shape": workload.name,
-        "threads": threads,
-        "flops": workload.flops,
-        "tolerance": workload.tolerance,
-        limit.measured: [done / each / 1e9 for each in seconds[limit.measured]],
-        "contenders": {name: describe(choices[name]) | summarize(seconds[name]) for name in choices},
-        **watch.counts(),
-        "absent": absent,
-        "refused": refused,
-    }
-    named = [name for name in DESCRIBED if hasattr(workload, name)]
-    return report.compare(result | {name: getattr(workload, name) for name in named})
+            wrong[name] = str(error)
+    return choices, absent, wrong
 
 
 def describe(choice: Choice) -> dict[str, Any]:

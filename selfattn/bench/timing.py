@@ -189,13 +189,14 @@ def beside_limit(
     rounds: int,
     min_time: float,
     watch: Watch | None = None,
-) -> tuple[dict[str, list[float]], float]:
-    """`in_turns` of the calls, and the pace of `work` in its best round among them, in units of 10^9.
+) -> tuple[dict[str, list[float]], list[float]]:
+    """`in_turns` of the calls, and the pace of `work` in each round among them, in units of 10^9.
 
     work: returns how much it did, as `machine.multiply_adds`.
     """
     seconds = in_turns({**calls, "limit": work}, rounds, min_time, watch)
-    return seconds, work() / min(seconds.pop("limit")) / 1e9
+    done = work()
+    return seconds, [done / each / 1e9 for each in seconds.pop("limit")]
 
 
 def summarize(seconds: Sequence[float]) -> dict[str, Any]:

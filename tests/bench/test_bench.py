@@ -152,8 +152,8 @@ def test_footnotes_say_what_was_measured_again() -> None:
     row = result(selfattn=1.0) | {"repeated": 3, "slow": 1}
     notes = [note for note in report.footnotes([row]) if "measured" in note]
     assert notes == [
-        "1x12x128x64, 1 thread(s): 3 x measured again, the machine gave less than it can",
-        "1x12x128x64, 1 thread(s): 1 x measured although the machine gave less than it can",
+        "1x12x128x64 on 1 thread: 3 rounds measured again, because the machine gave less than it can",
+        "1x12x128x64 on 1 thread: 1 rounds measured although the machine gave less than it can",
     ]
 
 
@@ -205,29 +205,31 @@ def test_decode_is_measured_by_the_bytes_it_reads() -> None:
     assert row["contenders"]["selfattn"]["gigabytes_per_second"] == pytest.approx(20)
     assert row["contenders"]["selfattn"]["fraction_of_read_bandwidth"] == pytest.approx(0.8)
     line = report.row(row, ["selfattn", "torch"])
-    assert " ".join(line.split()) == "1x32x8x4096x128 q2 int8 20.0 ±5 % - 0.80 -"  # no torch for int8
+    unsteady = "read bandwidth 21.2 to 23.8 GB/s: not publishable"
+    assert (
+        " ".join(line.split()) == f"1x32x8x4096x128 q2 int8 20.0 ±5 % - 25.0 0.80 - {unsteady}"
+    )  # no torch for int8
     assert "GB/s" in report.header("decode", 1, ["selfattn"])
-    assert report.footnotes([row]) == [
-        "1x32x8x4096x128 q2 int8, 1 thread(s): the read bandwidth was between 21 and 24 GB/s, run it again"
-    ]
+    assert report.footnotes([row]) == [f"1x32x8x4096x128 q2 int8 on 1 thread: {unsteady}"]
 
 
 def test_the_limit_of_bfloat16_is_the_peak_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "peak_gflops", lambda threads, bfloat16: (100.0 + 150 * bfloat16) * threads)
     monkeypatch.setattr(machine, "read_bandwidth", lambda threads: 20.0)
     facts: dict[str, Any] = {"machine": {}}
-    words = "2 thread(s): FMA peak 200.0 GFLOP/s, bfloat16 peak 500.0 GFLOP/s, read bandwidth 20.0 GB/s"
-    assert run.limits(facts, 2, "bfloat16") == words
+    values = "FMA peak 200.0 GFLOP/s, bfloat16 peak 500.0 GFLOP/s, read bandwidth 20.0 GB/s"
+    assert run.limits(facts, 2, "bfloat16") == f"2 threads, at best moments: {values}"
     assert facts["machine"]["limits"]["2"]["bfloat16_peak_gflops"] == 500
     assert "bfloat16" not in run.limits({"machine": {}}, 2, "float32")
     row = report.compare(result(selfattn=1.0) | {"precision": "bfloat16", "bfloat16_peak_gflops": [250, 200]})
     assert row["contenders"]["selfattn"]["fraction_of_peak"] == pytest.approx(50 / 250)
-    assert "the bfloat16 peak was between 212 and 238 GFLOP/s" in "\n".join(report.footnotes([row]))
-    assert "operator, bfloat16, 2 thread(s): GFLOP/s" in report.header("operator", 2, [], "bfloat16")
+    assert "bfloat16 peak 212.5 to 237.5 GFLOP/s: not publishable" in "\n".join(report.footnotes([row]))
+    assert "operator, bfloat16, 2 threads: GFLOP/s" in report.header("operator", 2, [], "bfloat16")
 
 
 def test_the_peak_of_bfloat16_is_measured_on_this_processor() -> None:
-    assert machine.peak_gflops(1, 0.01, bfloat16=True) > 0.9 * machine.peak_gflops(1, 0.01)
+    pairs = ([machine.peak_gflops(1, 0.01, bfloat16=which) for which in (True, False)] for _ in range(20))
+    assert any(bfloat16 > 0.9 * fma for bfloat16, fma in pairs)  # of the two, another process may slow one
 
 
 def test_table_arithmetic_shows_a_loss() -> None:
@@ -236,7 +238,7 @@ def test_table_arithmetic_shows_a_loss() -> None:
     assert row["contenders"]["onnxruntime"]["fraction_of_peak"] == pytest.approx(1)
     assert (row["best_peer"], row["ratio_to_best_peer"]) == ("onnxruntime", 0.5)
     line = report.row(row, ["selfattn", "numpy", "torch", "onnxruntime", "openvino"])
-    expected = "1x12x128x64 50.0 ±5 % WRONG 25.0 ±5 % 100.0 ±5 % absent 0.50 0.50 ±0.00 (onnxruntime)"
+    expected = "1x12x128x64 50.0 ±5 % WRONG 25.0 ±5 % 100.0 ±5 % absent 100.0 0.50 0.50 ±0.00 (onnxruntime)"
     assert line.split() == expected.split()
 
 
@@ -244,7 +246,12 @@ def test_columns_line_up() -> None:
     names = ["selfattn", "torch", "openvino"]
     first = report.header("operator", 2, names).splitlines()[-1]
     line = report.row(result(selfattn=1.0, torch=2.0), names)
-    for name, text in {"torch": "25.0 ±5 %", "openvino": "absent", "of peak": "0.50"}.items():
+    for name, text in {
+        "torch": "25.0 ±5 %",
+        "openvino": "absent",
+        " peak": " 100.0",
+        "of peak": "0.50",
+    }.items():
         assert first.index(name) + len(name) == line.index(text) + len(text)
 
 
@@ -260,7 +267,62 @@ def test_footnotes_name_the_absent_the_wrong_and_the_unsteady() -> None:
     notes = "\n".join(report.footnotes([row, row]))
     assert notes.count("openvino is absent") == 1
     assert "numpy is WRONG: error 1" in notes
-    assert "between 92 and 98 GFLOP/s" in notes
+    assert "1x12x128x64 on 1 thread: FMA peak 92.5 to 97.5 GFLOP/s: not publishable" in notes
+
+
+# ---- the rule: no row is published whose limit moved ----
+
+
+def peaks(*rounds: float, threads: int = 1) -> dict[str, Any]:
+    return {"peak_gflops": list(rounds), "threads": threads}
+
+
+def test_a_limit_that_moved_between_its_quartiles() -> None:
+    assert report.moved(peaks(100, 99, 98, 97.1)) is None
+    cause = report.moved(peaks(100, 100, 90, 90))
+    assert cause == (report.PEAK, 90, 100)
+    assert str(cause) == "FMA peak 90.0 to 100.0 GFLOP/s"
+
+
+def test_one_round_of_many_does_not_move_the_limit() -> None:
+    assert report.moved(peaks(100, 100, 100, 60, 100, 100, 100)) is None
+
+
+@pytest.mark.parametrize(("rounds", "withheld"), [((97.0, 97.0), False), ((96.9, 96.9), True)])
+def test_the_limit_is_3_percent(rounds: tuple[float, ...], withheld: bool) -> None:
+    assert (report.moved(peaks(*rounds), best=100) is not None) == withheld
+    assert (report.moved(peaks(rounds[0], rounds[0], 100, 100)) is not None) == (rounds[0] < 97)
+
+
+def test_a_limit_that_is_low_in_every_round_of_a_row() -> None:
+    rows = [peaks(231, 230), peaks(204, 203), peaks(118, 118, threads=1) | {"threads": 4}, peaks(231, 180)]
+    causes = report.withheld(rows)
+    assert causes == [None, (report.PEAK, 203.5, 230.5), None, (report.PEAK, 192.75, 218.25)]
+
+
+def test_a_limit_that_is_low_in_every_row() -> None:
+    rows = [peaks(50, 50)]
+    assert report.withheld(rows, {"1": {"peak_gflops": 55.0}}) == [None]
+    assert report.withheld(rows, {"1": {"peak_gflops": 100.0}}) == [(report.PEAK, 50, 100)]
+    unnamed = [{"peak_gflops": [50, 50]}]
+    assert report.withheld(unnamed, {"2": {"peak_gflops": 100.0}}, threads=2) == [(report.PEAK, 50, 100)]
+
+
+def test_a_row_without_a_limit_is_not_judged() -> None:
+    assert report.withheld([{"ms": 1.0}], {"1": {"peak_gflops": 100.0}}) == [None]
+
+
+def test_a_row_is_measured_until_its_limit_stands_still() -> None:
+    attempts = iter([peaks(100, 80), peaks(100, 99), peaks(0, 0)])
+    assert report.steadily(attempts.__next__) == peaks(100, 99) | {"attempts": 2}
+
+
+def test_the_attempt_whose_limit_moved_least_counts_in_the_end() -> None:
+    attempts = iter([peaks(100, 80), peaks(100, 90), peaks(100, 70)])
+    row = report.steadily(attempts.__next__)
+    assert row == peaks(100, 90) | {"attempts": 3}
+    assert report.marks(row) == ["FMA peak 92.5 to 97.5 GFLOP/s: not publishable", "measured 3 times"]
+    assert report.steadily(iter([peaks(9, 1)]).__next__, again=0)["attempts"] == 1
 
 
 def test_plot_is_written(tmp_path: Path) -> None:
@@ -348,6 +410,7 @@ def test_a_row_has_a_place_for_the_right_the_absent_and_the_wrong(monkeypatch: p
     watch = timing.Watch(lambda: 1.0)
     row = run.measure(case, list(contenders), 2, SimpleNamespace(rounds=3, min_time=1e-4), watch)
     assert (row["repeated"], row["slow"]) == (0, 0)
+    assert 1 <= row["attempts"] <= 1 + report.AGAIN
     assert len(row["peak_gflops"]) == 3
     assert list(row["contenders"]) == ["selfattn"]
     assert row["absent"] == {"torch": "No module named 'torch'"}

@@ -114,7 +114,7 @@ def test_an_encoder_with_another_weight_is_wrong(model, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "WRONG" in captured.out
     assert captured.err.splitlines()[-1] == (
-        "selfattn: error: selfattn itself could not be measured: 1x4, 1 thread(s)"
+        "selfattn: error: selfattn itself could not be measured: 1x4 on 1 thread"
     )
 
 
@@ -248,7 +248,7 @@ def test_bfloat16_is_verified_on_numbers_that_it_has(tmp_path):
     assert all(list(row["contenders"]) == ["selfattn"] for row in rows)
     assert all(row["absent"] == {"numpy": "it has no bfloat16 products"} for row in rows)
     assert "bfloat16 peak" in result.stdout
-    assert "operator, bfloat16, 1 thread(s)" in result.stdout
+    assert "operator, bfloat16, 1 thread" in result.stdout
 
 
 def test_an_encoder_in_bfloat16(model, tmp_path):
@@ -270,6 +270,9 @@ def test_the_peers_encode_in_bfloat16(name, model):
     pytest.importorskip("ml_dtypes")
     for library in {name, "torch", "transformers", "onnx"}:
         pytest.importorskip(library)
+    flags = Path("/proc/cpuinfo")
+    if name == "openvino" and flags.exists() and "avx512_bf16" not in flags.read_text():
+        pytest.skip("OpenVINO computes in float32 where the processor has no bfloat16 products")
     case = workloads.encoder_workload("2x8", model, "bfloat16")
     for build in run.CONTENDERS["encoder"][name](case, 1).values():
         assert timing.verified_error(build(), case) > 1e-5  # not in float32

@@ -60,6 +60,7 @@ def test_a_part_has_a_row_for_each_case(part: str) -> None:
     for row in rows:
         assert row["quartiles"][0] <= row["ratio"] <= row["quartiles"][1]
         assert f"{row['ratio']:.2f}" in threads.shown(row)
+    assert len(rows[-1]["peak_gflops"]) == 2  # of every round
 
 
 def test_the_limits_come_first() -> None:
@@ -113,6 +114,7 @@ def test_growth_beside_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "in_turns", lambda *_: {"attention": [64e-6] * 3, "limit": [0.6, 0.9, 0.5]})
     options, watch = argparse.Namespace(threads=1, rounds=3, min_time=1e-3), timing.Watch(lambda: 1.0)
     row = growth.measured("length", 1, 64, options, watch)
+    assert row["peak_gflops"] == pytest.approx([100 / 0.6, 100 / 0.9, 200])
     assert row["model_ns"] == pytest.approx(4 * 64 * 64 / 200)  # half a second, one at 100 GFLOP/s
     assert row["ns"] == pytest.approx(1000)
     assert row["mib"] == 0.25
@@ -123,7 +125,9 @@ def test_what_takes_seconds_is_called_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(memory, "one_call", lambda shape, threads: (0.25, 8.0))
     monkeypatch.setattr(growth, "repeated", lambda *_: pytest.fail("it is timed where its memory is"))
     options, watch = argparse.Namespace(threads=1, rounds=2, min_time=1e-3), timing.Watch(lambda: 1.0)
+    monkeypatch.setattr(machine, "pace", lambda work: 100.0)
     row = growth.measured("length", 1, 65536, options, watch)
+    assert row["peak_gflops"] == [100.0, 100.0]
     assert row["ns"] == pytest.approx(8e9 / 65536)
 
 
@@ -148,6 +152,7 @@ def test_a_layout_is_verified_and_timed_beside_its_neighbour(layout: str, short:
 def test_a_multiple_of_16_is_its_own_neighbour(short: None) -> None:
     row = sizes.result(sizes.Case(32, 32), 1, 2, 1e-4, timing.Watch(lambda: 1.0))
     assert row["of_peak"] > 0
+    assert len(row["peak_gflops"]) == 2
     assert "ratio" not in row
     assert sizes.Case(100, 100, sizes.WIDE, 3).neighbour == sizes.Case(112, 112, heads=3)
     assert sizes.Case(128, 64).neighbour == sizes.Case(96, 96)
@@ -195,6 +200,8 @@ def test_instruction_sets_take_turns(two_isas: tuple[str, ...]) -> None:
     first, last = (np.array(call()) for call in calls.values())
     np.testing.assert_allclose(first, last, atol=1e-5)
     watch = timing.Watch(lambda: 1.0)
+    row = isa.measured(SMALL, 1, two_isas, None, argparse.Namespace(rounds=3, min_time=1e-4), watch)
+    assert (list(row["ms"]), len(row["peak_gflops"]), row["repeated"]) == ([*two_isas], 3, 0)
     assert isa.peaks(two_isas, 1, 3, watch) == dict.fromkeys(two_isas, 100.0)
 
 
