@@ -166,8 +166,8 @@ def _read(path: str) -> str:
 def use_openmp_threads(allow: bool = True) -> bool:
     """Lets calls between operations of PyTorch borrow the OpenMP threads that those leave awake, or stops it.
 
-    Off by default; SELFATTN_OPENMP=1 in the environment turns it on when the library is loaded. On Linux only,
-    with GCC's libgomp. To know whether a thread is awake, this reads memory that belongs to libgomp. Results do
+    Off by default; SELFATTN_OPENMP=1 in the environment turns it on when the library loads. On Linux only,
+    with libgomp of GCC. To know whether a thread is awake, this reads memory of libgomp. Results do
     not change. Returns whether it is on now: never in a process that was forked beside such a library.
     """
     return bool(_runtime.use_openmp_threads(bool(allow)))

@@ -10,7 +10,7 @@ import pytest
 from support.layer_makers import D_MODEL, encoder, layer, norm, same_bits, words
 
 import selfattn
-from selfattn._native import reference
+from selfattn import reference
 from selfattn._native import runtime as _runtime
 from selfattn.layers import Encoder, EncoderLayer
 

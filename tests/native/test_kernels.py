@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from support.accuracy import assert_same_bits
 
+from selfattn import reference
 from selfattn._native import pointwise as _pointwise
-from selfattn._native import reference
 from selfattn._native import runtime as _runtime
 
 pytestmark = pytest.mark.usefixtures("isa")

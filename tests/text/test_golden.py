@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.tiny_models import FAMILIES, SENTENCES, build
 
-from selfattn._native import active_isa, available_isas
+from selfattn import active_isa, available_isas
 from selfattn._native import runtime as _runtime
 from selfattn.text import TextEncoder
 
