@@ -1,7 +1,7 @@
 """Builds the compiled modules: every .pyx of the package, one of them with the kernels (all of csrc) inside.
 
-Objects compile side by side on all cores, and only where something changed: the compiler writes down which files an
-object was made of (-MMD), and we write down the command. What is built stays in build/.
+Objects compile side by side on all cores, and only where something changed: the compiler writes down which
+files an object was made of (-MMD), and we write down the command. What is built stays in build/.
 """
 
 import os
@@ -35,7 +35,7 @@ def extension(source: str) -> Extension:
 
 
 def generate(sources: list[str]) -> list[Extension]:
-    """The modules, their Cython translated to C in build/cython, where that is older than its source or this file."""
+    """The modules, translated to C in build/cython where that is older than the source or this file."""
     generated = [GENERATED / source.replace(".pyx", ".c") for source in sources]
     this = Path(__file__).stat().st_mtime
     return cythonize(
