@@ -59,7 +59,7 @@ def test_no_flag_that_changes_arithmetic_or_ties_the_build_to_one_machine():
 
 
 def test_a_stub_only_names_its_instruction_set():
-    assert not [name(path) for path in STUBS if len(path.read_text(encoding="ascii").splitlines()) > 20]
+    assert not [name(path) for path in STUBS if len(path.read_text(encoding="ascii").splitlines()) > 21]
 
 
 def test_c_sources_are_ascii():
