@@ -1,6 +1,7 @@
-/* Drives csrc/pool.c without Python. `pool_harness NAME` runs one case: exit status 0, or 1 with the failed line. */
+/* Drives csrc/runtime/pool.c without Python. `pool_harness NAME` runs one case: exit status 0, or 1 with the failed line. */
 #define _GNU_SOURCE
 #include "runtime/pool.h"
+#include "runtime/workspace.h"
 
 #include <errno.h>
 #include <pthread.h>

@@ -12,13 +12,13 @@
 static pid_t first_process;
 static atomic_int loans;
 
-int __real_sa_team_start(struct sa_openmp_loan *loan);
-int __wrap_sa_team_start(struct sa_openmp_loan *loan);
+int __real_sa_openmp_start(struct sa_openmp_loan *loan);
+int __wrap_sa_openmp_start(struct sa_openmp_loan *loan);
 
-int __wrap_sa_team_start(struct sa_openmp_loan *loan)
+int __wrap_sa_openmp_start(struct sa_openmp_loan *loan)
 {
     atomic_fetch_add(&loans, 1);
-    return __real_sa_team_start(loan);
+    return __real_sa_openmp_start(loan);
 }
 
 __attribute__((constructor)) static void remember_process(void)
