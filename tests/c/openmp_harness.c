@@ -63,5 +63,5 @@ static void operation(void)
 
 #define OTHER_THREADS (9 * omp_get_max_threads()) /* main and eight callers have a team each */
 #define sa_parallel_for(...) (operation(), sa_parallel_for(__VA_ARGS__))
-#define sa_parallel_in_turns(...) (operation(), sa_parallel_in_turns(__VA_ARGS__))
+#define sa_parallel_in_order(...) (operation(), sa_parallel_in_order(__VA_ARGS__))
 #include "pool_harness.c"

@@ -155,7 +155,7 @@ static int rises(void *context, ptrdiff_t index)
 static void test_order(void)
 {
     atomic_ptrdiff_t begun = 0;
-    CHECK(sa_parallel_in_turns(MOST, rises, &begun, 8) == SA_OK);
+    CHECK(sa_parallel_in_order(MOST, rises, &begun, 8) == SA_OK);
     CHECK(begun == MOST);
 }
 
