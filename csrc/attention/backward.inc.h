@@ -37,9 +37,9 @@ static void add_relative_gradient(const struct sa_attention *a, const struct sa_
 {
     const struct query_panel *p = &g->panel;
     for (ptrdiff_t i = 0; i < p->rows; ++i) {
-        double *of_head = t->grad_relative_bias + (p->row0 + i) % sa_group(a) * sa_relative_width(&a->options);
+        double *table = t->grad_relative_bias + (p->row0 + i) % sa_group(a) * sa_relative_width(&a->options);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
-            of_head[relative_index(&a->options, b->first + k - p->position[i])] +=
+            table[relative_index(&a->options, b->first + k - p->position[i])] +=
                 (double)score_gradients[k * b->stride + i];
     }
 }
@@ -58,11 +58,11 @@ static void clear_columns(const struct backward_work *w, int index, ptrdiff_t be
 }
 
 /* Moves a panel's columns down to where the block's first key is row 0; clears what is around them. */
-static void align_columns(const struct backward_work *w, int index, int seen)
+static void align_columns(const struct backward_work *w, int index, int visible)
 {
     const struct key_block *b = &w->block;
-    ptrdiff_t keys = b->keys.last - b->keys.first, begin = seen ? b->first - b->keys.first : keys;
-    ptrdiff_t end = seen ? b->last - b->keys.first : keys;
+    ptrdiff_t keys = b->keys.last - b->keys.first, begin = visible ? b->first - b->keys.first : keys;
+    ptrdiff_t end = visible ? b->last - b->keys.first : keys;
     for (ptrdiff_t k = end - 1; begin > 0 && k >= begin; --k) {
         ptrdiff_t to = k * ROW_STRIDE + index * PANEL_LANES, from = to - begin * ROW_STRIDE;
         memcpy(w->probabilities + to, w->probabilities + from, PANEL_LANES * sizeof(real));
@@ -75,19 +75,19 @@ static void align_columns(const struct backward_work *w, int index, int seen)
 static void backward_block(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
                            struct backward_work *w, ptrdiff_t key0)
 {
-    int some = 0;
+    int any_visible = 0;
     for (int i = 0; i < w->count; ++i) {
         struct backward_panel *g = &w->panels[i];
         real *score_gradients = w->score_gradients + i * PANEL_LANES;
-        int seen = score_gradients_of(a, t, scaling, w, i, key0);
-        if (seen && t->grad_bias) add_bias_gradient(a, t, g, &w->block, score_gradients);
-        if (seen && t->grad_relative_bias) add_relative_gradient(a, t, g, &w->block, score_gradients);
-        if (seen && w->capped) uncap_score_gradients(&g->panel, &w->block, score_gradients, (real)a->options.softcap);
-        if (seen && t->grad_query) add_query_gradient(a, t, g, &w->block, score_gradients);
-        if (t->grad_key) align_columns(w, i, seen);
-        some |= seen;
+        int visible = score_gradients_of(a, t, scaling, w, i, key0);
+        if (visible && t->grad_bias) add_bias_gradient(a, t, g, &w->block, score_gradients);
+        if (visible && t->grad_relative_bias) add_relative_gradient(a, t, g, &w->block, score_gradients);
+        if (visible && w->capped) uncap_score_gradients(&g->panel, &w->block, score_gradients, (real)a->options.softcap);
+        if (visible && t->grad_query) add_query_gradient(a, t, g, &w->block, score_gradients);
+        if (t->grad_key) align_columns(w, i, visible);
+        any_visible |= visible;
     }
-    if (!some || !t->grad_key) return;
+    if (!any_visible || !t->grad_key) return;
     add_key_gradient(t, w, w->probabilities, w->grad_out, a->value_dim, w->finite_out, &a->grad_value, t->grad_value);
     add_key_gradient(t, w, w->score_gradients, w->query, a->head_dim, w->finite_query, &a->grad_key, t->grad_key);
 }

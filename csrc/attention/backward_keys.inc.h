@@ -33,9 +33,9 @@ static void sum_visible_vectors(const struct backward_work *w, ptrdiff_t count, 
     for (ptrdiff_t key = first, end; key < last; key = end) {
         int from = 0, to = 0; /* as before the first key and after the last that are seen */
         end = key < b->last ? same_visible_vectors(&w->panels[0].panel, b, key, &from, &to) : last;
-        ptrdiff_t at = key - first, row = from * LANES, some = larger(0, smaller(count, to * LANES) - row);
-        struct operand these = {factors.data + at * factors.row + row * factors.col, factors.row, factors.col};
-        multiply_store(nv, end - key, some, these, rows + row * stride, stride,
+        ptrdiff_t at = key - first, row = from * LANES, visible_rows = larger(0, smaller(count, to * LANES) - row);
+        struct operand part = {factors.data + at * factors.row + row * factors.col, factors.row, factors.col};
+        multiply_store(nv, end - key, visible_rows, part, rows + row * stride, stride,
                        (struct lane_rows){sums.data + at * sums.stride, sums.stride}, NULL, NULL);
     }
 }

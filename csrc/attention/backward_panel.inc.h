@@ -6,6 +6,9 @@
 
 enum { ROW_STRIDE = SA_TASK_ROWS }; /* P and dS of a tile: keys x rows, panel beside panel */
 
+_Static_assert((int)SA_TASK_ROWS == (int)SA_BACKWARD_ROWS, "the rows of a task are one chain of a key's gradient");
+_Static_assert(MAX_PANELS * (int)PANEL_LANES == (int)ROW_STRIDE, "panels fill the rows of P and dS");
+
 struct backward_panel {
     struct query_panel panel;
     real *grad_out, *grad_query; /* value_dim x width, head_dim x width */

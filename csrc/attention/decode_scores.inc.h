@@ -9,6 +9,7 @@
 #include "attention/key_block.inc.h"
 
 enum { DECODE_ROWS = LANES < 8 ? LANES : 8, DECODE_STRIDE = SA_KEY_BLOCK };
+enum { PREFETCH_UNIT = 256 }; /* fractions of a row in which the prefetch position is counted */
 
 /* Behind the one vector of queries, and of outputs, that a panel of few rows fills, the same numbers lie row by row. */
 _Static_assert((int)LANES + (int)DECODE_ROWS <= (int)PANEL_LANES, "a panel has room for its few rows twice");
@@ -67,11 +68,11 @@ static void set_row_addresses(const struct sa_attention *a, const struct sa_atte
                               const struct key_source *s, ptrdiff_t first, ptrdiff_t n, const char **rows)
 {
     for (ptrdiff_t i = 0; i < n;) { /* page by page */
-        ptrdiff_t some = t->pages ? smaller(n - i, a->page_size - (first + i) % a->page_size) : n;
+        ptrdiff_t in_page = t->pages ? smaller(n - i, a->page_size - (first + i) % a->page_size) : n;
         const char *row = row_address(a, t, s, first + i);
-        for (ptrdiff_t j = 0; j < some; ++j)
+        for (ptrdiff_t j = 0; j < in_page; ++j)
             rows[i + j] = row + j * s->array->row;
-        i += some;
+        i += in_page;
     }
 }
 
@@ -139,9 +140,16 @@ INLINE void prefetch_to(struct decode_rows *f, ptrdiff_t row)
             __builtin_prefetch(f->rows[f->prefetched] + at, 0, 2);
 }
 
-/* A key's dimensions in a lane, before they are turned: those that a lane of 4 bytes holds. */
-#define PACKED(dtype) ((dtype) == SA_BFLOAT16 ? 2 : (dtype) == SA_INT8 ? 4 : 1)
-#define WIDTH_OF(dtype) ((dtype) == SA_REAL ? (int)sizeof(real) : (dtype) == SA_INT8 ? 1 : 2)
+/* How many dimensions of a key a lane of 4 bytes holds before the transpose. */
+INLINE int packed_dimensions(const enum sa_dtype dtype)
+{
+    return dtype == SA_BFLOAT16 ? 2 : dtype == SA_INT8 ? 4 : 1;
+}
+
+INLINE int number_bytes(const enum sa_dtype dtype)
+{
+    return dtype == SA_REAL ? (int)sizeof(real) : dtype == SA_INT8 ? 1 : 2;
+}
 
 /* LANES numbers, or as many as LANES lanes hold packed. */
 INLINE vreal decode_load(const enum sa_dtype dtype, const char *at)
@@ -167,7 +175,7 @@ INLINE vreal decode_unpack(const enum sa_dtype dtype, vreal packed, const int pa
 INLINE void decode_scores_step(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
                                const real *query, vreal scale, vreal *chain)
 {
-    const int packed = PACKED(dtype);
+    const int packed = packed_dimensions(dtype);
     vreal square[LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i)
@@ -186,7 +194,7 @@ INLINE void decode_scores_step(const enum sa_dtype dtype, const int count, const
 }
 
 /* LANES rows' last numbers, turned; fewer than a step takes. */
-static void decode_turn_rest(enum sa_dtype dtype, const char *const *rows, ptrdiff_t at, ptrdiff_t dims, vreal *square)
+static void load_remainder(enum sa_dtype dtype, const char *const *rows, ptrdiff_t at, ptrdiff_t dims, vreal *square)
 {
     for (ptrdiff_t d = 0; d < dims; d += LANES, square += LANES) {
 #pragma GCC unroll 1
@@ -197,11 +205,11 @@ static void decode_turn_rest(enum sa_dtype dtype, const char *const *rows, ptrdi
 }
 
 /* chain[row] += the products of these. */
-INLINE void decode_scores_rest(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
+INLINE void decode_scores_remainder(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
                                ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
 {
     vreal square[4 * LANES]; /* as many as a step may take */
-    decode_turn_rest(dtype, rows, at, dims, square);
+    load_remainder(dtype, rows, at, dims, square);
 #pragma GCC unroll 1
     for (ptrdiff_t d = 0; d < dims; ++d) {
         vreal key = square[d];
@@ -216,9 +224,10 @@ INLINE void decode_scores_rest(const enum sa_dtype dtype, const int count, const
 INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
                                ptrdiff_t first, ptrdiff_t dim, const real *query)
 {
-    const int step = PACKED(dtype) * LANES;
+    const int step = packed_dimensions(dtype) * LANES;
     vreal chain[DECODE_ROWS * 4], sums[DECODE_ROWS * 4], scale[4];
-    ptrdiff_t part = vectors * LANES * step * 256 / larger(1, dim), from = (first + f->distance) * 256;
+    ptrdiff_t part = vectors * LANES * step * PREFETCH_UNIT / larger(1, dim);
+    ptrdiff_t from = (first + f->distance) * PREFETCH_UNIT;
 #pragma GCC unroll 32
     for (int i = 0; i < count * vectors; ++i)
         chain[i] = sums[i] = vsplat(0.0f);
@@ -227,13 +236,13 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
         for (int v = 0; v < vectors; ++v) {
             const char *const *rows = f->keys + first + v * LANES;
             scale[v] = dtype == SA_INT8 ? vload(f->key_scales + first + v * LANES) : vsplat(0.0f);
-            ptrdiff_t at = d * WIDTH_OF(dtype);
+            ptrdiff_t at = d * number_bytes(dtype);
             if (dim - d >= step)
                 decode_scores_step(dtype, count, rows, at, query + d * count, scale[v], chain + v * count);
             else
-                decode_scores_rest(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
+                decode_scores_remainder(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
         }
-        prefetch_to(f, (from += part) / 256);
+        prefetch_to(f, (from += part) / PREFETCH_UNIT);
         if ((d + step) % SA_SCORE_CHAIN == 0 || d + step >= dim) {
 #pragma GCC unroll 32
             for (int i = 0; i < count * vectors; ++i) {

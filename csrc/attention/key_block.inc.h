@@ -23,7 +23,7 @@ struct key_block {
     int partly_visible; /* so much that it pays to leave out what a vector does not see (seen.inc.h) */
     enum biased biased;
     struct key_source keys, values;
-    int prefetches,
+    int prefetch_enabled,
         prefetch_pending; /* where keys and values are not staged: they come from there; the block is still to be prefetched */
     struct prefetch_rows
         next_task[2];         /* queries and outputs of the next square, to be prefetched with the next values: */
@@ -35,7 +35,7 @@ static void begin_block(struct key_block *b, ptrdiff_t first, ptrdiff_t last)
     b->keys.first = b->values.first = first / TERMS * TERMS;
     b->keys.last = b->values.last = last;
     b->keys.copied = b->values.copied = 0;
-    b->prefetch_pending = b->prefetches;
+    b->prefetch_pending = b->prefetch_enabled;
 }
 
 #endif

@@ -150,10 +150,10 @@ static int should_prefetch_keys(const struct sa_attention *a, const struct sa_at
 /* A prefetch may point past the end of an array: it never faults. Pages are not prefetched prefetch; of what is staged, a
  * block's rows, once. */
 static struct prefetch_rows prefetch_key_rows(const struct sa_attention *a, const struct key_source *s, ptrdiff_t key,
-                                              int wanted)
+                                              int is_due)
 {
-    int fetch = wanted && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
-    return fetch ? (struct prefetch_rows){.data = s->data + key * s->array->row,
+    int usable = is_due && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
+    return usable ? (struct prefetch_rows){.data = s->data + key * s->array->row,
                                           .row = s->array->row,
                                           .bytes = s->width * s->array->col}
                  : (struct prefetch_rows){0};

@@ -34,6 +34,8 @@ struct shown {
 typedef unsigned char vbytes __attribute__((vector_size(16), aligned(1), may_alias));
 typedef signed char vflags __attribute__((vector_size(16), aligned(1), may_alias));
 
+_Static_assert(SA_KEY_BLOCK % sizeof(vbytes) == 0, "the flags of a block are whole vectors");
+
 static void scan_mask(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row0, ptrdiff_t rows,
                       ptrdiff_t first, ptrdiff_t keys, struct shown *shown)
 {
@@ -91,9 +93,9 @@ static ptrdiff_t relative_index(const struct sa_attention_options *o, ptrdiff_t 
 static void add_relative_bias(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row,
                               ptrdiff_t position, ptrdiff_t first, ptrdiff_t n, real *out)
 {
-    const double *of_head = t->relative_bias + row % sa_group(a) * sa_relative_width(&a->options);
+    const double *table = t->relative_bias + row % sa_group(a) * sa_relative_width(&a->options);
     for (ptrdiff_t k = 0; k < n; ++k)
-        out[k] += (real)of_head[relative_index(&a->options, first + k - position)];
+        out[k] += (real)table[relative_index(&a->options, first + k - position)];
 }
 
 /* out[k] = bias of key first + k for one row of the task, the relative one included, or 0 without any; -inf where the
@@ -220,11 +222,11 @@ static void cap_scores(const struct query_panel *p, struct key_block *b, real to
 /* How far the block's first key is from each lane's position. */
 INLINE vint first_distances(const struct query_panel *p, const struct key_block *b, int v)
 {
-    const ptrdiff_t far = (ptrdiff_t)1 << 30;
+    const ptrdiff_t limit = (ptrdiff_t)1 << 30;
     integer first[LANES];
     vint distance;
     for (int i = 0; i < LANES; ++i)
-        first[i] = (integer)larger(-far, smaller(far, b->first - p->position[v * LANES + i]));
+        first[i] = (integer)larger(-limit, smaller(limit, b->first - p->position[v * LANES + i]));
     memcpy(&distance, first, sizeof distance);
     return distance;
 }
@@ -343,9 +345,9 @@ static int hides_infinite(const struct query_panel *p, const struct key_block *b
 INLINE vbits visible_bits(const struct query_panel *p, const struct key_block *b, ptrdiff_t step, int v)
 {
     if (TERMS == 1) return (vbits)visible_lanes(p, b, step, v);
-    vbits seen = (vbits)visible_lanes(p, b, 2 * step, v) & 0xffff;
-    if (2 * step + 1 < b->last - b->first) seen |= (vbits)visible_lanes(p, b, 2 * step + 1, v) & 0xffff0000;
-    return seen;
+    vbits visible = (vbits)visible_lanes(p, b, 2 * step, v) & 0xffff;
+    if (2 * step + 1 < b->last - b->first) visible |= (vbits)visible_lanes(p, b, 2 * step + 1, v) & 0xffff0000;
+    return visible;
 }
 
 #endif

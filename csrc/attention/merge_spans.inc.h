@@ -22,9 +22,9 @@ static void merge_span(struct query_panel *p, ptrdiff_t value_dim, real log2_sca
     struct softmax_state *total = &p->total, *span = &p->span;
     if (span->empty) return;
     if (total->empty) {
-        real *room = total->outputs;
+        real *unused = total->outputs;
         *total = *span;
-        span->outputs = room;
+        span->outputs = unused;
         return;
     }
     for (int v = 0; v < p->nv; ++v) {

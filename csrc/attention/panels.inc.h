@@ -8,6 +8,9 @@
 #include "attention/values_by_row.inc.h"
 
 enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, SHARED_PANELS = SA_SHARED_PANELS * MAX_PANELS };
+_Static_assert(SHARED_PANELS * (int)PANEL_LANES == (int)SA_SHARED_PANELS * (int)SA_TASK_ROWS,
+               "the panels of a call hold the rows of its largest task");
+
 enum { BUFFER_GAP = 64 / (int)sizeof(real) /* between buffers: not 4096 bytes */ };
 
 /* Buffers one after the other in a workspace. Without a base they have no address, and only their size is counted. */
@@ -64,7 +67,7 @@ static void begin_blocks(const struct sa_attention *a, const struct sa_attention
     b->capped = NULL;
     b->next_task[0] = b->next_task[1] = (struct prefetch_rows){0};
     b->next_task_rows = 0;
-    b->prefetches = should_prefetch_keys(a, t);
+    b->prefetch_enabled = should_prefetch_keys(a, t);
     b->keys = (struct key_source){
         .array = &a->key, .data = t->key, .scale = t->key_scale, .scale_row = a->key_scale.row, .width = a->head_dim};
     b->values = (struct key_source){.array = &a->value,

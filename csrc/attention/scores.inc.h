@@ -40,23 +40,23 @@ static int score_block(const struct sa_attention *a, const struct sa_attention_t
 {
     if (!find_keys(a, t, p, key0, b)) return 0;
     struct lane_rows scores = {b->scores, b->stride};
-    int done = unmasked(b, scaling);
+    int is_final = unmasked(b, scaling);
     if (is_decode(a, p)) {
         struct decode_rows f;
         score_decode(a, t, p, b, &f);
         decode_to_panel(&f, p->rows, scores);
-        if (done) find_max(b);
+        if (is_final) find_max(b);
     } else {
         struct operand keys = gathered_rows(a, t, &b->keys, b->first, b->last);
-        int staged = gathers_keys(a), wanted = staged ? !b->values.copied : b->prefetch_pending;
+        int gathered = gathers_keys(a), is_due = gathered ? !b->values.copied : b->prefetch_pending;
         b->prefetch_pending = 0;
-        ptrdiff_t next = b->first + (staged ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
-        struct prefetch_rows prefetch[2] = {prefetch_key_rows(a, &b->keys, next, wanted),
-                                            prefetch_key_rows(a, &b->values, b->first, wanted)};
-        multiply_keys(p, b, steps(a->head_dim), SA_SCORE_CHAIN / TERMS, keys, p->query, scores, done ? b->max : NULL,
+        ptrdiff_t next = b->first + (gathered ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
+        struct prefetch_rows prefetch[2] = {prefetch_key_rows(a, &b->keys, next, is_due),
+                                            prefetch_key_rows(a, &b->values, b->first, is_due)};
+        multiply_keys(p, b, steps(a->head_dim), SA_SCORE_CHAIN / TERMS, keys, p->query, scores, is_final ? b->max : NULL,
                       prefetch);
     }
-    if (!done) finish_scores(a, t, p, scaling, b);
+    if (!is_final) finish_scores(a, t, p, scaling, b);
     return 1;
 }
 

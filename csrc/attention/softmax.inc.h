@@ -3,6 +3,7 @@
 #define SELFATTN_ATTENTION_SOFTMAX_INC_H
 
 #include "attention/query_panel.inc.h"
+#include "matmul/product.inc.h"
 #include "vector/math.inc.h"
 
 static void begin_softmax(const struct query_panel *p, struct softmax_state *s)
@@ -29,10 +30,10 @@ INLINE vreal raise_max(const real *block_max, real log2_scale, real *max, real *
 INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real log2_scale, real *scores,
                        const real *block_max, struct softmax_state *s, real *rescale)
 {
-    vreal max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(log2_scale);
+    vreal max[MAX_NV], even[MAX_NV], odd[MAX_NV], factor = vsplat(log2_scale);
     for (int v = 0; v < nv; ++v) {
         max[v] = raise_max(block_max + v * LANES, log2_scale, s->max + v * LANES, rescale + v * LANES);
-        sum[v] = other[v] = vsplat(0.0f);
+        even[v] = odd[v] = vsplat(0.0f);
     }
     /* Two sums, of every other key: half the rounding errors' growth. */
     for (ptrdiff_t k = 0; k + 1 < keys; k += 2) {
@@ -40,8 +41,8 @@ INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real log2
         for (int v = 0; v < nv; ++v) {
             real *score = scores + k * nv * LANES + v * LANES, *next = score + nv * LANES;
             vreal first = vexp2((vload(score) - max[v]) * factor), second = vexp2((vload(next) - max[v]) * factor);
-            sum[v] += first;
-            other[v] += second;
+            even[v] += first;
+            odd[v] += second;
             vstore(paired ? scores + k / 2 * nv * LANES + v * LANES : score, paired ? vpair(first, second) : first);
             if (!paired) vstore(next, second);
         }
@@ -49,25 +50,18 @@ INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real log2
     for (int v = 0; v < nv; ++v) {
         if (keys % 2) {
             vreal last = vexp2((vload(scores + ((keys - 1) * nv + v) * LANES) - max[v]) * factor);
-            sum[v] += last;
+            even[v] += last;
             vstore(scores + ((paired ? keys / 2 : keys - 1) * nv + v) * LANES,
                    paired ? vpair(last, vsplat(0.0f)) : last);
         }
-        vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), sum[v] + other[v]));
+        vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), even[v] + odd[v]));
     }
 }
 
 INLINE void softmax_by(int nv, const int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
                        struct softmax_state *s, real *rescale)
 {
-    if (nv == 1)
-        softmax_nv(1, paired, keys, log2_scale, scores, block_max, s, rescale);
-    else if (nv == 2)
-        softmax_nv(2, paired, keys, log2_scale, scores, block_max, s, rescale);
-    else if (MAX_NV > 2 && nv == 3)
-        softmax_nv(MAX_NV > 2 ? 3 : 1, paired, keys, log2_scale, scores, block_max, s, rescale);
-    else if (MAX_NV > 2)
-        softmax_nv(MAX_NV > 2 ? 4 : 1, paired, keys, log2_scale, scores, block_max, s, rescale);
+    SA_BY_VECTORS(softmax_nv, paired, keys, log2_scale, scores, block_max, s, rescale);
 }
 
 static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,

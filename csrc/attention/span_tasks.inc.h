@@ -5,6 +5,8 @@
 
 #include "attention/driver.inc.h"
 
+_Static_assert(LANES * sizeof(real) % _Alignof(struct softmax_state) == 0, "a state may follow whole vectors");
+
 /* The keys that a tile may see: none outside of first .. last - 1. */
 static void key_range(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t *first,
                       ptrdiff_t *last)
@@ -21,8 +23,8 @@ static void key_range(const struct sa_attention *a, const struct sa_attention_ta
 /* The bytes of what is kept of a tile's span: panel by panel a state, and behind it its outputs. */
 static size_t span_bytes(const struct sa_attention *a)
 {
-    ptrdiff_t most = gathers_keys(a) ? SHARED_PANELS * PANEL_LANES : SA_TASK_ROWS;
-    ptrdiff_t rows = smaller(most, a->q_len * sa_group(a));
+    ptrdiff_t max_rows = gathers_keys(a) ? SHARED_PANELS * PANEL_LANES : SA_TASK_ROWS;
+    ptrdiff_t rows = smaller(max_rows, a->q_len * sa_group(a));
     ptrdiff_t panels = (rows + PANEL_LANES - 1) / PANEL_LANES, width = (rows + LANES - 1) / LANES * LANES;
     return (size_t)panels * sizeof(struct softmax_state) + (size_t)(width * a->value_dim) * sizeof(real);
 }
@@ -58,16 +60,16 @@ static int attention_span(const struct sa_attention *a, const struct sa_attentio
 static void merge_spans(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t spans, void *states)
 {
     struct score_scale scaling = score_scale_of(a);
-    struct softmax_state *of_panel = states;
+    struct softmax_state *state = states;
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES) {
         struct query_panel p;
         begin_panel(a, t, row, &p);
-        p.total = *of_panel;
+        p.total = *state;
         for (ptrdiff_t span = 1; span < spans; ++span) {
-            p.span = *(struct softmax_state *)((char *)of_panel + (size_t)span * span_bytes(a));
+            p.span = *(struct softmax_state *)((char *)state + (size_t)span * span_bytes(a));
             merge_span(&p, a->value_dim, scaling.to_log2);
         }
-        of_panel = next_kept_state(a, &p, of_panel);
+        state = next_kept_state(a, &p, state);
         close_total(a, t, &p, scaling);
         store_total(a, t, &p, scaling);
     }

@@ -17,9 +17,9 @@ static void multiply_values(multiply *with, const struct query_panel *p, const s
     for (int v = 0; v < p->nv; ++v) {
         ptrdiff_t first, last;
         visible_keys(p, b, v, &first, &last);
-        ptrdiff_t step = (first - b->first) / TERMS, some = steps(last - first), lane = v * LANES;
-        struct operand these = {values.data + step * values.col, values.row, values.col};
-        with(1, dim, some, these, weights + step * stride + lane, stride,
+        ptrdiff_t step = (first - b->first) / TERMS, visible_steps = steps(last - first), lane = v * LANES;
+        struct operand part = {values.data + step * values.col, values.row, values.col};
+        with(1, dim, visible_steps, part, weights + step * stride + lane, stride,
              (struct lane_rows){out.data + lane, out.stride}, lanes ? lanes + lane : NULL,
              v + 1 < p->nv ? NULL : prefetch);
     }

@@ -77,9 +77,9 @@ static void add_visible_rows(const struct query_panel *p, const struct key_block
             ptrdiff_t n = smaller(LANES, dim - d);
             vreal sum = vsplat(0.0f);
             for (ptrdiff_t k = 0; k < steps(b->last - b->first); ++k) {
-                bits seen = visible_bits(p, b, k, (int)(row / LANES))[row % LANES];
+                bits visible = visible_bits(p, b, k, (int)(row / LANES))[row % LANES];
                 vreal value = load_row(values.data + k * values.row + d * size, size, n, SA_REAL);
-                sum = vterm((vreal)((vbits)value & seen), vsplat(b->scores[k * b->stride + row]), sum);
+                sum = vterm((vreal)((vbits)value & visible), vsplat(b->scores[k * b->stride + row]), sum);
             }
             if (!p->span.empty) sum = vfma(load_row(at, size, n, SA_REAL), vsplat(rescale[row]), sum);
             store_row(at, size, n, SA_REAL, sum);

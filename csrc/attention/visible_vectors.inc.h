@@ -48,13 +48,13 @@ static void multiply_keys(const struct query_panel *p, const struct key_block *b
     int from, to;
     for (ptrdiff_t key = b->first, end; key < b->last; key = end) {
         ptrdiff_t row = key - b->first;
-        struct operand these = {rows.data + row * rows.row, rows.row, rows.col};
+        struct operand part = {rows.data + row * rows.row, rows.row, rows.col};
         struct prefetch_rows prefetch_part[2] = {{0}, {0}};
         for (int i = 0; prefetch && i < 2; ++i)
             prefetch_part[i] = prefetch_from(prefetch[i], row);
         end = same_visible_vectors(p, b, key, &from, &to);
         if (from < to)
-            multiply_long(to - from, 0, end - key, depth, chain, these, panel + from * LANES, p->width,
+            multiply_long(to - from, 0, end - key, depth, chain, part, panel + from * LANES, p->width,
                           (struct lane_rows){out.data + row * out.stride + from * LANES, out.stride}, NULL,
                           prefetch_part);
     }
@@ -64,13 +64,13 @@ static void multiply_keys(const struct query_panel *p, const struct key_block *b
  * panel of short vectors the lanes are too alike.) */
 static int partly_visible(const struct query_panel *p, const struct key_block *b)
 {
-    ptrdiff_t first, last, unseen = 0;
+    ptrdiff_t first, last, hidden = 0;
     if (!WIDE_VECTORS || !b->ranged || p->nv == 1) return 0;
     for (int v = 0; v < p->nv; ++v) {
         visible_keys(p, b, v, &first, &last);
-        unseen += b->last - b->first - (last - first);
+        hidden += b->last - b->first - (last - first);
     }
-    return unseen >= LANES;
+    return hidden >= LANES;
 }
 
 #endif

@@ -39,8 +39,8 @@ int sa_use(const char *isa)
 
 const struct sa_kernels *sa_kernels_of(const struct sa_kernels *kernels, enum sa_format format)
 {
-    const struct sa_kernels *wanted = kernels->formats[format];
-    return wanted && wanted->runs_here() ? wanted : kernels;
+    const struct sa_kernels *candidate = kernels->formats[format];
+    return candidate && candidate->runs_here() ? candidate : kernels;
 }
 
 const struct sa_kernels *sa_active(void)

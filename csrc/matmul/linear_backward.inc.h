@@ -13,6 +13,10 @@
 /* From row to row of the block: an odd number of cache lines (or half ones), so that the rows spread over all sets. */
 enum { COLUMNS_STRIDE = SA_WEIGHT_GRADIENT_BYTES / sizeof(real) + LANES };
 
+_Static_assert(SA_WEIGHT_GRADIENT_BYTES % (SA_WEIGHT_GRADIENT_COLUMNS * (int)sizeof(real)) == 0,
+               "the widest block is whole multiples of SA_WEIGHT_GRADIENT_COLUMNS, so that it fits into COLUMNS_STRIDE");
+_Static_assert(COLUMNS_STRIDE % LANES == 0, "the rows of a block begin at whole vectors");
+
 static size_t linear_backward_workspace(void)
 {
     return SA_LINEAR_CHAIN * (COLUMNS_STRIDE + PANEL_LANES) * sizeof(real);
@@ -22,11 +26,11 @@ static size_t linear_backward_workspace(void)
 INLINE void gather_rows(const real *from, ptrdiff_t from_stride, ptrdiff_t rows, ptrdiff_t columns, real *to,
                         ptrdiff_t to_stride)
 {
-    ptrdiff_t whole = columns / LANES * LANES, rest = columns - whole;
+    ptrdiff_t whole = columns / LANES * LANES, tail = columns - whole;
     for (ptrdiff_t row = 0; row < rows; ++row, from += from_stride, to += to_stride) {
         for (ptrdiff_t i = 0; i < whole; i += LANES)
             vstore(to + i, vload(from + i));
-        if (rest) vstore(to + whole, vload_first(from + whole, rest));
+        if (tail) vstore(to + whole, vload_first(from + whole, tail));
     }
 }
 
@@ -45,22 +49,22 @@ static void add_chain(real *grad_weight, ptrdiff_t stride, ptrdiff_t rows, ptrdi
 
 /* A chain's sums of some columns of x (block[row, column], from column i on) and of a packed panel of grad_y. */
 static void chain_of_panel(const struct sa_linear_backward *g, ptrdiff_t panel, int first, ptrdiff_t rows, ptrdiff_t i,
-                           ptrdiff_t some, const real *block, const real *packed, const struct prefetch_rows next[2])
+                           ptrdiff_t count, const real *block, const real *packed, const struct prefetch_rows next[2])
 {
     real scratch[SA_LINEAR_SCRATCH_ROWS * PANEL_LANES] __attribute__((aligned(64)));
     int nv = panel_vectors(g->d_out, panel);
     ptrdiff_t column = panel * PANEL_LANES, columns = smaller(PANEL_LANES, g->d_out - column);
     struct operand x = {(const char *)block, sizeof(real), COLUMNS_STRIDE * sizeof(real)};
     struct lane_rows to = {(real *)g->grad_weight + i * g->d_out + column, g->d_out}, sums = {scratch, nv * LANES};
-    struct prefetch_rows own = part_of_rows(g->grad_weight, sizeof(real), g->d_out, i, column, columns);
-    issue_prefetch(&own, 0, (int)some);
+    struct prefetch_rows outputs = part_of_rows(g->grad_weight, sizeof(real), g->d_out, i, column, columns);
+    issue_prefetch(&outputs, 0, (int)count);
     if (columns < nv * LANES) {
-        multiply_store(nv, some, rows, x, packed, nv * LANES, sums, NULL, next);
-        add_chain(to.data, to.stride, some, columns, sums, first);
+        multiply_store(nv, count, rows, x, packed, nv * LANES, sums, NULL, next);
+        add_chain(to.data, to.stride, count, columns, sums, first);
     } else if (first)
-        multiply_store(nv, some, rows, x, packed, nv * LANES, to, NULL, next);
+        multiply_store(nv, count, rows, x, packed, nv * LANES, to, NULL, next);
     else
-        multiply_add(nv, some, rows, x, packed, nv * LANES, to, NULL, next);
+        multiply_add(nv, count, rows, x, packed, nv * LANES, to, NULL, next);
 }
 
 /* Over the rows row0 .. row1 - 1, of which row0 begins a chain: the columns in0 .. in1 - 1 of x, and some panels. */
@@ -77,11 +81,11 @@ static void linear_backward(const struct sa_linear_backward *g, ptrdiff_t row0, 
                         panel_vectors(g->d_out, panel) * LANES);
             from = panel + 1 < panel1 ? from + PANEL_LANES : grad_y + SA_LINEAR_CHAIN * g->d_out + panel0 * PANEL_LANES;
             for (ptrdiff_t i = in0; i < in1; i += SA_LINEAR_SCRATCH_ROWS) {
-                ptrdiff_t some =
+                ptrdiff_t count =
                     smaller(SA_LINEAR_SCRATCH_ROWS, in1 - i); /* and meanwhile, twice as many rows of the next panel */
                 struct prefetch_rows next = part_of_rows(from, sizeof(real), g->d_out, 2 * (i - in0), 0, PANEL_LANES);
-                struct prefetch_rows prefetch[2] = {next, prefetch_from(next, some)};
-                chain_of_panel(g, panel, row == 0, rows, i, some, block + i - in0, packed, prefetch);
+                struct prefetch_rows prefetch[2] = {next, prefetch_from(next, count)};
+                chain_of_panel(g, panel, row == 0, rows, i, count, block + i - in0, packed, prefetch);
             }
         }
     }

@@ -152,14 +152,14 @@ static void multiply_streamed(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdi
 /* ---- any depth: chains of `chain` terms, added in order ---- */
 
 /* C = A * B. With `max`, also each lane's maximum; `far`, if B comes from prefetches, and what follows it is wanted next. */
-INLINE void multiply_long(int nv, int far, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
+INLINE void multiply_long(int nv, int streamed, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
                           const real *b, ptrdiff_t b_stride, struct lane_rows c, real *max,
                           const struct prefetch_rows prefetch[2])
 {
     for (ptrdiff_t left = depth; left > 0 || left == depth; left -= chain) {
         ptrdiff_t terms = left < chain ? left : chain;
         int first = left == depth, raise = max && left <= chain;
-        if (far)
+        if (streamed)
             multiply_streamed(nv, first ? TILE_STORE : TILE_ADD, rows, terms, a, b, b_stride, c,
                               first ? prefetch : NULL);
         else if (first)

@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 
+_Static_assert((SA_SHARED_PANELS & (SA_SHARED_PANELS - 1)) == 0, "doubling the rows of a task ends at the limit");
+
 /* Panels that need their keys and values staged share them: a task is then several, where enough are left for the
  * threads. Bits do not depend on it. */
 static ptrdiff_t rows_to_share(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
@@ -61,7 +63,7 @@ static struct split split_tasks(const struct attention_job *job, int num_threads
 
 /* Are there many queries and outputs, in rows of their own? From the caches they are there in time; from memory the next
  * task's are to be fetched: a row with each row or dimension of the outputs, of which there must be enough. */
-static int fetches_next(const struct sa_attention *a)
+static int prefetches_next_task(const struct sa_attention *a)
 {
     double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
                                      : (double)a->items * (double)a->q_len;
@@ -71,7 +73,7 @@ static int fetches_next(const struct sa_attention *a)
 
 /* Shares need many tasks for each thread, as tasks differ under a mask. And of many keys and values each is read by all
  * threads at about the same time, if they take turns. */
-static int takes_turns(const struct attention_job *job, int num_threads)
+static int runs_in_order(const struct attention_job *job, int num_threads)
 {
     return job->tasks.count < SA_TASKS_PER_THREAD * (ptrdiff_t)num_threads || sa_keys_exceed_cache(job->args);
 }
@@ -106,11 +108,11 @@ static int merge_task(void *context, ptrdiff_t index)
 
 static int run_tasks(struct attention_job *job, int forward, int num_threads)
 {
-    int turns = takes_turns(job, num_threads);
-    job->next_task = !forward || !fetches_next(job->args) ? PTRDIFF_MAX : turns ? num_threads : 1;
+    int in_order = runs_in_order(job, num_threads);
+    job->next_task = !forward || !prefetches_next_task(job->args) ? PTRDIFF_MAX : in_order ? num_threads : 1;
     job->split = forward ? split_tasks(job, num_threads) : (struct split){.first_task = job->tasks.count};
     const struct split *s = &job->split;
-    int (*run)(ptrdiff_t, sa_task_function, void *, int) = turns ? sa_parallel_in_turns : sa_parallel_for;
+    int (*run)(ptrdiff_t, sa_task_function, void *, int) = in_order ? sa_parallel_in_order : sa_parallel_for;
     int status = run(s->first_task + s->tasks * s->spans, attention_task, job, num_threads);
     if (!status && s->tasks) status = sa_parallel_for(s->tasks, merge_task, job, num_threads);
     free(s->states);

@@ -128,18 +128,18 @@ static ptrdiff_t packed_item(const struct sa_attention *a, const struct sa_atten
 struct sa_attention_task sa_attention_task_at(const struct sa_attention *a, const struct sa_attention_tasks *tasks,
                                               ptrdiff_t index)
 {
-    ptrdiff_t item, rest, per_head = tasks->per_head;
+    ptrdiff_t item, remainder, per_head = tasks->per_head;
     if (tasks->first) {
         item = packed_item(a, tasks, index);
-        rest = index - tasks->first[item];
+        remainder = index - tasks->first[item];
         per_head = (tasks->first[item + 1] - tasks->first[item]) / a->num_kv_heads;
     } else {
         item = index / (per_head * a->num_kv_heads);
-        rest = index % (per_head * a->num_kv_heads);
+        remainder = index % (per_head * a->num_kv_heads);
     }
-    ptrdiff_t begun = rest % per_head; /* of the head, before */
-    struct sa_attention_task t = sa_attention_task_of(a, item, rest / per_head, per_head - 1 - begun, tasks->rows);
-    t.first = begun == 0;
+    ptrdiff_t position = remainder % per_head; /* of the head, before */
+    struct sa_attention_task t = sa_attention_task_of(a, item, remainder / per_head, per_head - 1 - position, tasks->rows);
+    t.first = position == 0;
     return t;
 }
 

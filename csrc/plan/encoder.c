@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 
+_Static_assert(SA_ROW_BLOCK % SA_ROW_BLOCK_MULTIPLE == 0, "rounded up, a row block still fits into its scratch");
+
 /* ---- the format of what products read ---- */
 
 static ptrdiff_t dtype_bytes(enum sa_dtype dtype)
@@ -57,17 +59,17 @@ struct row_bytes {
 
 static struct row_bytes row_bytes_of(const struct sa_encoder *e)
 {
-    struct row_bytes most = {0};
+    struct row_bytes bytes = {0};
     for (ptrdiff_t i = 0; i < e->num_layers; ++i) {
         const struct sa_layer *layer = &e->layers[i];
         ptrdiff_t size = dtype_bytes(qkv_dtype(e, layer));
-        most.qkv = larger(most.qkv, layer->qkv.weight.width * size);
-        most.context = larger(most.context, layer->output.weight.depth * size);
-        most.hidden = larger(most.hidden, layer->up.weight.width * dtype_bytes(hidden_dtype(e, layer)));
-        if (layer->gated) most.gated = larger(most.gated, layer->down.weight.depth * (ptrdiff_t)sizeof(float));
-        most.positions |= layer->rotary_table >= 0;
+        bytes.qkv = larger(bytes.qkv, layer->qkv.weight.width * size);
+        bytes.context = larger(bytes.context, layer->output.weight.depth * size);
+        bytes.hidden = larger(bytes.hidden, layer->up.weight.width * dtype_bytes(hidden_dtype(e, layer)));
+        if (layer->gated) bytes.gated = larger(bytes.gated, layer->down.weight.depth * (ptrdiff_t)sizeof(float));
+        bytes.positions |= layer->rotary_table >= 0;
     }
-    return most;
+    return bytes;
 }
 
 static void carve_rows(const struct sa_encoder *e, const struct row_bytes *bytes, struct carving *c, ptrdiff_t rows,
@@ -198,7 +200,7 @@ struct rows_job {
     ptrdiff_t rows_per_task;
 };
 
-static int run_block(const struct rows_job *job, ptrdiff_t first, ptrdiff_t count, ptrdiff_t room, int slot,
+static int run_block(const struct rows_job *job, ptrdiff_t first, ptrdiff_t count, ptrdiff_t block_rows, int slot,
                      int num_threads)
 {
     const struct sa_micro_batch *b = job->batch;
@@ -206,7 +208,7 @@ static int run_block(const struct rows_job *job, ptrdiff_t first, ptrdiff_t coun
     struct carving carving = {b->scratch, 0};
     struct sa_rows r;
     for (int i = 0; i <= slot; ++i)
-        carve_rows(b->encoder, &bytes, &carving, room, &r);
+        carve_rows(b->encoder, &bytes, &carving, block_rows, &r);
     r.batch = b;
     r.first = first;
     r.count = count;
@@ -318,7 +320,7 @@ static void norm_heads(struct sa_rows *r, const struct sa_norm_weights *n, ptrdi
     r->status = sa_norm_run(r->batch->encoder->kernels, &args, r->num_threads);
 }
 
-static void turn_heads(struct sa_rows *r, const struct sa_layer *layer, ptrdiff_t num_heads, float *x)
+static void rotate_heads(struct sa_rows *r, const struct sa_layer *layer, ptrdiff_t num_heads, float *x)
 {
     if (r->status || layer->rotary_table < 0) return;
     const struct sa_rotary_table *table = &r->batch->tables[layer->rotary_table];
@@ -346,8 +348,8 @@ void sa_rows_project(struct sa_rows *r, const struct sa_layer *layer, const floa
     if (dtype != SA_FLOAT32) return; /* neither normed nor turned */
     norm_heads(r, &layer->query_norm, queries, width, (float *)qkv);
     norm_heads(r, &layer->key_norm, keys, width, (float *)qkv + queries);
-    turn_heads(r, layer, layer->num_heads, (float *)qkv);
-    turn_heads(r, layer, layer->num_kv_heads, (float *)qkv + queries);
+    rotate_heads(r, layer, layer->num_heads, (float *)qkv);
+    rotate_heads(r, layer, layer->num_kv_heads, (float *)qkv + queries);
 }
 
 void sa_rows_output(struct sa_rows *r, const struct sa_layer *layer, const float *residual, float *y)

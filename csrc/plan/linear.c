@@ -28,8 +28,8 @@ int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, i
     if (blocks == 0 || panels == 0) return SA_OK;
     num_threads = worthwhile_threads((double)l->rows * (double)l->weight.depth * (double)l->weight.width, num_threads);
     double panel = (double)SA_LINEAR_ROWS * (double)kernels->panel_width * (double)(l->weight.depth + 1);
-    ptrdiff_t wanted = num_threads > 1 ? task_count(16 * num_threads, blocks) : 1; /* many, to end together */
-    ptrdiff_t per_task = smaller(task_count(panels, wanted), 1 + (ptrdiff_t)(SA_TASK_MULTIPLY_ADDS / panel));
+    ptrdiff_t target = num_threads > 1 ? task_count(16 * num_threads, blocks) : 1; /* many, to end together */
+    ptrdiff_t per_task = smaller(task_count(panels, target), 1 + (ptrdiff_t)(SA_TASK_MULTIPLY_ADDS / panel));
     struct linear_job job = {kernels, l, panels, per_task, task_count(panels, per_task)};
     return sa_parallel_for(blocks * job.tasks_per_block, linear_task, &job, num_threads);
 }

@@ -21,7 +21,7 @@ static const real GELU_IS_0 = -37.635, HALF_LOG2E = -0.7213475204444817, HALF_LO
 INLINE vreal gelu_ratio(vreal t)
 {
     vreal u = vsplat(1.0) / vfma(t, vsplat(-0.184), vsplat(1.0)), v = vfma(vsplat(-2.0), u, vsplat(1.0));
-    return polynomial(GELU, DEGREE(GELU), v) / (vsplat(1.0) - t);
+    return polynomial(GELU, SA_DEGREE(GELU), v) / (vsplat(1.0) - t);
 }
 
 /* exp(-t^2 / 2) */
@@ -94,12 +94,12 @@ INLINE vreal gelu_ratio(vreal t)
 /* E(f), t^2 = (n - down) 2 ln 2 + f, where 2^down is returned as an exponent's bits: |f| stays below 2 ln 2. */
 INLINE vreal gelu_exponential(vreal t, vbits *down)
 {
-    const real ROUND = (real)(1.5 * (double)((int64_t)1 << MANTISSA) + GELU_DOWN); /* as in vexp2 */
+    const real ROUND = (real)(1.5 * (double)((int64_t)1 << MANTISSA_BITS) + GELU_DOWN); /* as in vexp2 */
     vreal square = t * t, low = vfma(t, t, -square);
     vreal rounded = vfma(square, vsplat(HALF_LOG2E), vsplat(GELU_CENTER)) + vsplat(ROUND);
-    *down = (vbits)rounded << MANTISSA;
+    *down = (vbits)rounded << MANTISSA_BITS;
     vreal f = vfma(vsplat(ROUND) - rounded, vsplat(TWO_LN2), square) + low;
-    return monic(GELU_E, DEGREE(GELU_E) + 1, f);
+    return monic(GELU_E, SA_DEGREE(GELU_E) + 1, f);
 }
 
 /* x / 2^down for x >= 0; where no normal number is left it fades to 0, as negative bits are negative numbers. */
@@ -140,9 +140,9 @@ INLINE vreal gelu_vector(vreal x)
 INLINE vreal sigmoid_and_exponential(vreal x, vreal *e)
 {
     vreal power = x * vsplat(-LOG2E);
-    vint far = power >= vsplat((real)BIAS_1);
-    *e = vexp2(vzero_where(far, power));
-    return vzero_where(far, vsplat(1.0f) / (vsplat(1.0f) + *e));
+    vint saturated = power >= vsplat((real)BIAS_1);
+    *e = vexp2(vzero_where(saturated, power));
+    return vzero_where(saturated, vsplat(1.0f) / (vsplat(1.0f) + *e));
 }
 
 INLINE vreal sigmoid_vector(vreal x)

@@ -7,6 +7,8 @@
 
 enum { DOUBLES = SA_VECTOR_BYTES / (int)sizeof(double), SUM_VECTORS = SA_NORM_SUMS / DOUBLES };
 
+_Static_assert(SA_NORM_SUMS % DOUBLES == 0, "the sums of a row are whole vectors");
+
 /* As many numbers as a vector has doubles. */
 typedef real vdoubles __attribute__((vector_size((size_t)DOUBLES * sizeof(real)), aligned(4), may_alias));
 

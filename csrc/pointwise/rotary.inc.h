@@ -9,7 +9,7 @@
 #include "vector/convert.inc.h"
 
 /* Pairs of halves: vectors of first numbers and of second ones. */
-static void turn_halves(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
+static void rotate_halves(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
 {
     for (ptrdiff_t i = 0; i < pairs; i += LANES) {
         ptrdiff_t n = smaller(LANES, pairs - i);
@@ -20,7 +20,7 @@ static void turn_halves(real *x, const real *cosines, const real *sines, ptrdiff
     }
 }
 
-static void turn_neighbours(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
+static void rotate_neighbours(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
 {
     for (ptrdiff_t i = 0; i < pairs; ++i, x += 2) {
         real first = x[0], second = x[1];
@@ -37,7 +37,7 @@ static void rotary(const struct sa_rotary *r, ptrdiff_t row0, ptrdiff_t row1)
         const real *cosines = (const real *)r->cosines + angles, *sines = (const real *)r->sines + angles;
         real *x = (real *)r->x + row * r->x_stride;
         for (ptrdiff_t head = 0; head < r->num_heads; ++head, x += r->head_dim)
-            (r->interleaved ? turn_neighbours : turn_halves)(x, cosines, sines, r->pairs);
+            (r->interleaved ? rotate_neighbours : rotate_halves)(x, cosines, sines, r->pairs);
     }
 }
 

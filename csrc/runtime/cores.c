@@ -30,12 +30,12 @@ int sa_core(void)
 void sa_leave_core(int core)
 {
 #ifdef __linux__
-    cpu_set_t mine, others;
-    if (sched_getaffinity(0, sizeof mine, &mine)) return;
-    others = mine;
+    cpu_set_t allowed, others;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    others = allowed;
     CPU_CLR(core, &others);
     if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) /* moves at once */
-        sched_setaffinity(0, sizeof mine, &mine);
+        sched_setaffinity(0, sizeof allowed, &allowed);
 #else
     (void)core;
 #endif

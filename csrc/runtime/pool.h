@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 enum { SA_OK = 0, SA_INTERRUPTED = 1, SA_NO_MEMORY = 2 };
+enum { SA_MAX_THREADS = 1024 };
 
 /* One piece of a job. Returns SA_OK, or a status that cancels the tasks not yet begun. Tasks begin on any thread: what a
  * task writes may depend on its index and the context, never on its thread. */
@@ -17,7 +18,7 @@ typedef int (*sa_task_function)(void *context, ptrdiff_t index);
 int sa_parallel_for(ptrdiff_t count, sa_task_function task, void *context, int num_threads);
 
 /* The same, but tasks begin in the order of their index. */
-int sa_parallel_in_turns(ptrdiff_t count, sa_task_function task, void *context, int num_threads);
+int sa_parallel_in_order(ptrdiff_t count, sa_task_function task, void *context, int num_threads);
 
 /* Inside a long task: non-zero means stop early and return it. Polls, if that is due, on the thread that called
  * sa_parallel_for. */

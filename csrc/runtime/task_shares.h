@@ -19,13 +19,15 @@ struct sa_task_shares {
     } share[SA_MAX_SHARES]; /* on the stack of a call of 3 us, which four times as many make longer by 2 % */
 };
 
+_Static_assert(sizeof(struct sa_task_share) == SA_SHARE_ALIGNMENT, "a share fills one cache line");
+
 static inline void sa_deal_tasks(struct sa_task_shares *shares, ptrdiff_t tasks, int threads)
 {
     int count = threads < SA_MAX_SHARES ? threads : SA_MAX_SHARES;
-    ptrdiff_t each = count == 1 ? tasks : tasks / count, more = tasks - each * count, next = 0;
+    ptrdiff_t each = count == 1 ? tasks : tasks / count, remainder = tasks - each * count, next = 0;
     shares->count = count;
     for (int i = 0; i < count; i++) {
-        shares->share[i].end = next + each + (i < more);
+        shares->share[i].end = next + each + (i < remainder);
         atomic_init(&shares->share[i].next, next);
         next = shares->share[i].end;
     }

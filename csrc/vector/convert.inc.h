@@ -17,6 +17,7 @@ static ptrdiff_t size_of(enum sa_dtype dtype)
 {
     static const ptrdiff_t sizes[] = {
         [SA_FLOAT32] = 4, [SA_FLOAT64] = 8, [SA_FLOAT16] = 2, [SA_BFLOAT16] = 2, [SA_INT8] = 1};
+    _Static_assert(sizeof sizes / sizeof *sizes == SA_INT8 + 1, "each dtype has a size");
     return sizes[dtype];
 }
 

@@ -97,30 +97,34 @@ INLINE vhalf narrow_float16(vreal x)
 
 /* Two vectors of numbers in order become the even ones and the odd ones; and back. */
 #if SA_VECTOR_BYTES == 64
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#define FIRST 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define SECOND 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define SA_EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define SA_ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define SA_LOW_PAIRS 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define SA_HIGH_PAIRS 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif SA_VECTOR_BYTES == 32
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15
-#define FIRST 0, 8, 1, 9, 2, 10, 3, 11
-#define SECOND 4, 12, 5, 13, 6, 14, 7, 15
+#define SA_EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define SA_ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
+#define SA_LOW_PAIRS 0, 8, 1, 9, 2, 10, 3, 11
+#define SA_HIGH_PAIRS 4, 12, 5, 13, 6, 14, 7, 15
 #else
-#define EVEN 0, 2, 4, 6
-#define ODD 1, 3, 5, 7
-#define FIRST 0, 4, 1, 5
-#define SECOND 2, 6, 3, 7
+#define SA_EVEN_LANES 0, 2, 4, 6
+#define SA_ODD_LANES 1, 3, 5, 7
+#define SA_LOW_PAIRS 0, 4, 1, 5
+#define SA_HIGH_PAIRS 2, 6, 3, 7
 #endif
-INLINE void vpart(vreal *a, vreal *b)
+INLINE void vsplit(vreal *a, vreal *b)
 {
-    vreal even = __builtin_shufflevector(*a, *b, EVEN), odd = __builtin_shufflevector(*a, *b, ODD);
+    vreal even = __builtin_shufflevector(*a, *b, SA_EVEN_LANES), odd = __builtin_shufflevector(*a, *b, SA_ODD_LANES);
     *a = even, *b = odd;
 }
-INLINE void vjoin(vreal *a, vreal *b)
+INLINE void vinterleave(vreal *a, vreal *b)
 {
-    vreal first = __builtin_shufflevector(*a, *b, FIRST), second = __builtin_shufflevector(*a, *b, SECOND);
+    vreal first = __builtin_shufflevector(*a, *b, SA_LOW_PAIRS), second = __builtin_shufflevector(*a, *b, SA_HIGH_PAIRS);
     *a = first, *b = second;
 }
+#undef SA_EVEN_LANES
+#undef SA_ODD_LANES
+#undef SA_LOW_PAIRS
+#undef SA_HIGH_PAIRS
 
 #endif

@@ -26,6 +26,8 @@ _Static_assert((int)SA_TASK_ROWS % (int)PANEL_LANES == 0, "a task is whole panel
 _Static_assert(SA_KEY_BLOCK % LANES == 0, "the scores of a key block are whole vectors");
 _Static_assert(SA_KEY_BLOCK % 2 == 0 && SA_SCORE_CHAIN % 2 == 0 && SA_LINEAR_CHAIN % 2 == 0,
                "pairs never cross a chain");
+_Static_assert((int)MAX_TILE_ROWS >= TILE_ROWS(1) && (int)MAX_TILE_ROWS >= TILE_ROWS(MAX_NV), "a tile fits its sums");
+_Static_assert(SA_LINEAR_ROWS % SA_LINEAR_SCRATCH_ROWS == 0, "a task of a linear layer is whole scratches");
 _Static_assert(SA_SCORE_CHAIN % LANES == 0, "decode ends a chain with a whole vector of dimensions");
 
 #endif
