@@ -50,6 +50,12 @@ def largest_of(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(dtype).max)
 
 
+@lru_cache
+def least_of(dtype: np.dtype[Any]) -> float:
+    """The least positive normal number of that dtype."""
+    return float(np.finfo(dtype).tiny)
+
+
 def as_eps(eps: Any) -> float:
     """What a norm adds to the variance: a number of at least 0."""
     number = as_number("eps", eps)
@@ -100,7 +106,10 @@ def as_lengths(
     if checked.shape != (batch,) and not (batch == 1 and checked.ndim == 0):
         raise ValueError(f"{name} has shape {checked.shape}; one length for each item is {(batch,)}")
     checked = checked.reshape(batch)
-    wrong = ((checked < 0) | (checked > most)).nonzero()[0]
+    if isinstance(most, int):
+        wrong = (checked.view(np.uint64) > most).nonzero()[0]  # a negative one is a large one
+    else:
+        wrong = ((checked < 0) | (checked > most)).nonzero()[0]
     if wrong.size:
         item = wrong[0]
         bound = np.broadcast_to(most, batch)[item]
@@ -109,7 +118,7 @@ def as_lengths(
 
 
 def as_cu_seqlens(name: str, x: npt.ArrayLike, total: int, packed: str) -> Int64:
-    """(sequences + 1,) bounds of sequences side by side, from 0 to `total`; `packed` says what that counts."""
+    """(sequences + 1,) bounds of sequences side by side, from 0 to `total`, which is what `packed` says."""
     bounds = as_integers(name, x)
     if bounds.ndim != 1 or bounds.size == 0:
         raise ValueError(f"{name} has shape {bounds.shape}; it must be (sequences + 1,), at least (1,)")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from selfattn import _kernels
 from selfattn.attention.arrays import Array, arithmetic, as_array, head_sizes, operands
-from selfattn.attention.dense import call_arguments
-from selfattn.attention.options import Causal
-from selfattn.attention.packed import packed_call_arguments
+from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked, native
+from selfattn.attention.packed import Sequences, packed_sequences
+from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
     from collections.abc import Iterable
+    from typing import Unpack
 
     import numpy.typing as npt
 
     from selfattn.attention.arrays import AnyArray
+    from selfattn.attention.options import Options
 
+_BACKWARD = accepted_by("attention_backward")
+_VARLEN_BACKWARD = accepted_by("varlen_attention_backward")
 _NAMES = ("query", "key", "value", "grad_out", "out")
 _QKV = ("query", "key", "value")
 
@@ -31,20 +35,9 @@ def attention_backward(
     out: AnyArray,
     lse: AnyArray,
     *,
-    mask: AnyArray | None = None,
-    bias: AnyArray | None = None,
-    causal: Causal = False,
-    window: tuple[int | None, int | None] | None = None,
-    kv_lengths: npt.ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: npt.ArrayLike | None = None,
-    sinks: npt.ArrayLike | None = None,
-    dropout: float = 0.0,
-    seed: int | None = None,
-    precision: Literal["bfloat16"] | None = None,
     need: Iterable[str] = _QKV,
     num_threads: int | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Array, ...]:
     """The gradients of a loss through `attention`, from the gradient of the loss by its output.
 
@@ -57,7 +50,8 @@ def attention_backward(
         grad_out: (..., num_heads, q_len, value_dim), the dtype of the query.
         query, key, value: what attention was given.
         out, lse: what attention gave with return_lse=True.
-        mask, bias, ..., seed: what attention was given. The same seed drops the same weights.
+        mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, dropout, seed: what
+            attention was given. The same seed drops the same weights.
         precision: what attention was given; the gradients are in float32 all the same.
         need: names of the gradients to compute: of "query", "key", "value", "bias", "sinks", "alibi_slopes",
             the last three if they were given. What is not needed costs nothing, or less.
@@ -77,20 +71,22 @@ def attention_backward(
         TypeError, ValueError: as `attention`; grad_out, out or lse of another shape or dtype than attention
             gave; a `need` that is none of these, or of what was not given.
     """
+    _BACKWARD.refuse_others(options)
     query, key, value, grad_out, out = operands(query, key, value, grad_out, out, names=_NAMES)
     leading, sizes = head_sizes(query, key, value)
-    names = _needed(need, bias=bias, sinks=sinks, alibi_slopes=alibi_slopes)
-    masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-    call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads, dropout, seed)
+    problem = Problem(query.dtype, leading, sizes)
+    record = checked(problem, **options)
+    names = _needed(need, bias=record.bias, sinks=record.sinks, alibi_slopes=record.alibi_slopes)
     rows = (*leading, sizes[0], sizes[2])
     _require_shape((*rows, sizes[5]), grad_out=grad_out, out=out)
     lse = _lse(lse, rows, query.dtype)
-    originals = {"query": query, "key": key, "value": value, "bias": call[1]}
+    originals = {"query": query, "key": key, "value": value, "bias": record.bias}
     if query.shape[:-3] != leading:  # its gradients are to be summed before they are rounded
         wide = (array.astype(lse.dtype, copy=False) for array in (grad_out, query, key, value, out))
         grad_out, query, key, value, out = wide
-    grads = _zeros(names, leading, rows, query, key, value, call[1])
-    _run((grad_out, query, key, value, out, lse), grads, call, given)
+    grads = _zeros(names, leading, rows, query, key, value, record.bias)
+    call, named = native(problem, record, resolve_num_threads(num_threads))
+    _run((grad_out, query, key, value, out, lse), grads, call, named)
     return tuple(_finished(grads[name], originals.get(name)) for name in names)
 
 
@@ -104,20 +100,9 @@ def varlen_attention_backward(
     cu_seqlens_q: npt.ArrayLike,
     cu_seqlens_kv: npt.ArrayLike | None = None,
     *,
-    mask: AnyArray | None = None,
-    bias: AnyArray | None = None,
-    causal: Causal = False,
-    window: tuple[int | None, int | None] | None = None,
-    kv_lengths: npt.ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: npt.ArrayLike | None = None,
-    sinks: npt.ArrayLike | None = None,
-    dropout: float = 0.0,
-    seed: int | None = None,
-    precision: Literal["bfloat16"] | None = None,
     need: Iterable[str] = _QKV,
     num_threads: int | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Array, ...]:
     """`attention_backward` of each sequence of a packed batch: the same bits as one call for each of them.
 
@@ -127,7 +112,8 @@ def varlen_attention_backward(
         grad_out: (total_q, num_heads, value_dim), the dtype of the query.
         query, key, value, cu_seqlens_q, cu_seqlens_kv: what varlen_attention was given.
         out, lse: what it gave with return_lse=True, (total_q, num_heads, value_dim), (num_heads, total_q).
-        mask, bias, ..., precision: what it was given.
+        mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, dropout, seed, precision:
+            what it was given.
         need: names of the gradients to compute: of "query", "key", "value", "sinks", "alibi_slopes".
         num_threads: as in `attention`.
 
@@ -138,18 +124,35 @@ def varlen_attention_backward(
     Raises:
         TypeError, ValueError: as `attention_backward` and `varlen_attention`.
     """
+    _VARLEN_BACKWARD.refuse_others(options)
     query, key, value, grad_out, out = operands(query, key, value, grad_out, out, names=_NAMES)
-    names = _needed(need, sinks=sinks, alibi_slopes=alibi_slopes)
-    masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-    arrays, call, given = packed_call_arguments(
-        query, key, value, cu_seqlens_q, cu_seqlens_kv, *masking, num_threads, dropout, seed
-    )
+    sequences = packed_sequences(query, key, value, cu_seqlens_q, cu_seqlens_kv)
+    record = checked(sequences.problem, **options)
+    names = _needed(need, sinks=record.sinks, alibi_slopes=record.alibi_slopes)
     total_q, num_heads, _ = query.shape
     _require_shape((total_q, num_heads, value.shape[-1]), grad_out=grad_out, out=out)
     lse = _lse(lse, (num_heads, total_q), query.dtype)
+    arrays = grad_out, query, key, value, out
+    return packed_gradients(arrays, lse, sequences, record, names, resolve_num_threads(num_threads))
+
+
+def packed_gradients(
+    arrays: tuple[Array, Array, Array, Array, Array],
+    lse: Array,
+    sequences: Sequences,
+    options: AttentionOptions,
+    names: tuple[str, ...],
+    num_threads: int,
+) -> tuple[Array, ...]:
+    """The same with nothing left to check; the arrays are grad_out, query, key, value and out."""
+    _, query, key, value, _ = arrays
+    total_q, num_heads, _ = query.shape
     grads = _zeros(names, (), (num_heads, total_q), query, key, value)
     heads_first = {name: grad.swapaxes(0, 1) if name in _QKV else grad for name, grad in grads.items()}
-    _run((grad_out.swapaxes(0, 1), *arrays, out.swapaxes(0, 1), lse), heads_first, call, given)
+    call, named = native(sequences.problem, options, num_threads)
+    named["cu_seqlens_q"], named["cu_seqlens_kv"] = sequences.cu_seqlens_q, sequences.cu_seqlens_kv
+    g, q, k, v, o = (array.swapaxes(0, 1) for array in arrays)
+    _run((g, q, k, v, o, lse), heads_first, call, named)
     originals = {"query": query, "key": key, "value": value}
     return tuple(_finished(grads[name], originals.get(name)) for name in names)
 
@@ -213,10 +216,10 @@ def _zeros(
 
 
 def _run(
-    arrays: tuple[Any, ...], grads: dict[str, Array], call: tuple[Any, ...], given: dict[str, Any]
+    arrays: tuple[Any, ...], grads: dict[str, Array], call: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
     _kernels.attention_backward(
-        *arrays, *(grads.get(name) for name in _QKV), *call, **given,
+        *arrays, *(grads.get(name) for name in _QKV), *call, **named,
         grad_sink_rows=grads.get("sinks"),
         grad_alibi_rows=grads.get("alibi_slopes"),
         grad_bias=grads.get("bias"),

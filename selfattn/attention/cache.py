@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from selfattn import _kernels
 from selfattn._checks import as_integer, as_lengths
 from selfattn.attention.arrays import Array, arithmetic, as_array, finish, head_sizes, target
-from selfattn.attention.options import Causal, alignment, mask_and_bias, options
+from selfattn.attention.options import Problem, accepted_by, checked, native
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
+    from typing import Unpack
+
     import numpy.typing as npt
 
     from selfattn.attention.arrays import AnyArray
+    from selfattn.attention.options import ScoreOptions
 
+_CACHED = accepted_by("KVCache.attention", without=("kv_lengths", "dropout", "seed"))
 _CACHE_LINE = 64
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int8")
 
@@ -156,18 +160,10 @@ class KVCache:
         self,
         query: AnyArray,
         *,
-        mask: AnyArray | None = None,
-        bias: AnyArray | None = None,
-        causal: Causal = "bottom_right",
-        window: tuple[int | None, int | None] | None = None,
-        scale: float | None = None,
-        softcap: float | None = None,
-        alibi_slopes: npt.ArrayLike | None = None,
-        sinks: npt.ArrayLike | None = None,
-        precision: Literal["bfloat16"] | None = None,
         return_lse: bool = False,
         out: AnyArray | None = None,
         num_threads: int | None = None,
+        **options: Unpack[ScoreOptions],
     ) -> Any:
         """`selfattn.attention` to what is stored: (query, cache.key, cache.value, kv_lengths=cache.lengths).
 
@@ -177,39 +173,30 @@ class KVCache:
         Args:
             query: (batch, num_heads, q_len, head_dim) in the cache's dtype; float32 for int8.
             mask, bias: broadcast to (batch, num_heads, q_len, max(lengths)).
-            causal, ..., num_threads: as in `selfattn.attention`.
+            causal: as in `selfattn.attention`, "bottom_right" by default.
+            window, scale, softcap, alibi_slopes, sinks, precision, return_lse, out, num_threads: as there.
 
         Returns:
             (batch, num_heads, q_len, value_dim) in the query's dtype; with return_lse also the lse.
         """
+        _CACHED.refuse_others(options)
         query = self._query(query)
         lengths = self._lengths
         longest = lengths.max(initial=0)
         key, value = self._key[:, :, :longest], self._value[:, :, :longest]
-        leading, sizes = head_sizes(query, key, value)
-        num_heads, _, q_len, kv_len, head_dim, value_dim = sizes
-        mask, bias = mask_and_bias(mask, bias, (*leading, num_heads, q_len, kv_len), query.dtype)
-        factor, given = options(
-            num_heads,
-            head_dim,
-            query.dtype,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            alibi_slopes=alibi_slopes,
-            sinks=sinks,
-            precision=precision,
-        )
+        leading, sizes = _kernels.plain_sizes(query, key, value) or head_sizes(query, key, value)
+        options.setdefault("causal", "bottom_right")
+        problem = Problem(query.dtype, leading, sizes)
+        record = checked(problem, **options)
+        call, named = native(problem, record, resolve_num_threads(num_threads))
+        named["kv_lengths"] = lengths
         if self._key_scale is not None and self._value_scale is not None:
-            given["key_scale"] = self._key_scale[:, :, :longest]
-            given["value_scale"] = self._value_scale[:, :, :longest]
-        diagonal, threads = alignment(causal, q_len, kv_len), resolve_num_threads(num_threads)
+            named["key_scale"] = self._key_scale[:, :, :longest]
+            named["value_scale"] = self._value_scale[:, :, :longest]
+        num_heads, _, q_len, _, _, value_dim = sizes
         result = target(out, (*leading, num_heads, q_len, value_dim), query.dtype)
         lse = np.empty(result.shape[:-1], arithmetic(query.dtype)) if return_lse else None
-        _kernels.attention(
-            query, key, value, result, lse, mask, bias, leading, sizes, factor, diagonal, threads,
-            kv_lengths=lengths, **given,
-        )  # fmt: skip
+        _kernels.attention(query, key, value, result, lse, *call, **named)
         finished = finish(result, out)
         return (finished, lse) if return_lse else finished
 

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from selfattn import _kernels
-from selfattn._checks import as_integers, as_lengths
-from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, fitting, head_sizes, operands, target
-from selfattn.attention.options import Causal, alignment, mask_and_bias, options
+from selfattn._checks import as_integers
+from selfattn.attention.arrays import Array, arithmetic, finish, fitting, fitting_keys, target
+from selfattn.attention.options import (
+    AttentionOptions,
+    Causal,
+    Problem,
+    accepted_by,
+    alignment,
+    checked,
+    native,
+)
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -19,7 +27,10 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
     import numpy.typing as npt
 
     from selfattn.attention.arrays import AnyArray
-    from selfattn.attention.options import Options
+    from selfattn.attention.options import Options, WeightOptions
+
+_WEIGHTS = accepted_by("attention_weights", without=("dropout", "seed"))
+_COLUMN_SUMS = accepted_by("attention_column_sums", without=("dropout", "seed"))
 
 
 @overload
@@ -29,11 +40,20 @@ def attention(
     value: AnyArray,
     *,
     return_lse: Literal[False] = False,
+    out: AnyArray | None = None,
+    num_threads: int | None = None,
     **options: Unpack[Options],
 ) -> Array: ...
 @overload
 def attention(
-    query: AnyArray, key: AnyArray, value: AnyArray, *, return_lse: Literal[True], **options: Unpack[Options]
+    query: AnyArray,
+    key: AnyArray,
+    value: AnyArray,
+    *,
+    return_lse: Literal[True],
+    out: AnyArray | None = None,
+    num_threads: int | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Array, Array]: ...
 
 
@@ -118,17 +138,32 @@ def attention(
         diagonal = None if causal is False else alignment(causal, sizes[2], sizes[3])
         factor, threads = 1.0 / math.sqrt(sizes[4]), resolve_num_threads(num_threads)
         call: tuple[Any, ...] = (None, None, leading, sizes, factor, diagonal, threads)
-        given: dict[str, Any] = {}
+        named: dict[str, Any] = {}
     else:
-        masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-        call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads, dropout, seed)
+        problem = Problem(query.dtype, leading, sizes)
+        options = checked(
+            problem,
+            mask=mask,
+            bias=bias,
+            causal=causal,
+            window=window,
+            kv_lengths=kv_lengths,
+            scale=scale,
+            softcap=softcap,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+            dropout=dropout,
+            seed=seed,
+            precision=precision,
+        )
+        call, named = native(problem, options, resolve_num_threads(num_threads))
     shape = (*leading, sizes[0], sizes[2], sizes[5])
     inputs = query, key, value
     result = np.empty(shape, query.dtype) if out is None else _target(out, shape, inputs, call)
     lse = np.empty(shape[:-1], arithmetic(query.dtype)) if return_lse else None
     if result is out:
-        given["uninterrupted"] = True
-    _kernels.attention(query, key, value, result, lse, *call, **given)
+        named["uninterrupted"] = True
+    _kernels.attention(query, key, value, result, lse, *call, **named)
     if out is not None:
         result = finish(result, out)
     return (result, lse) if return_lse else result
@@ -144,23 +179,15 @@ def attention_weights(
     query: AnyArray,
     key: AnyArray,
     *,
-    mask: AnyArray | None = None,
-    bias: AnyArray | None = None,
-    causal: Causal = False,
-    window: tuple[int | None, int | None] | None = None,
-    kv_lengths: npt.ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: npt.ArrayLike | None = None,
-    sinks: npt.ArrayLike | None = None,
-    precision: Literal["bfloat16"] | None = None,
     rows: npt.ArrayLike | None = None,
     num_threads: int | None = None,
+    **options: Unpack[WeightOptions],
 ) -> Array:
     """How much each query attends to each key: the softmax that `attention` applies to the values.
 
     Args:
-        query, key, mask, ..., num_threads: as in `attention`.
+        query, key, num_threads: as in `attention`.
+        mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision: as there.
         rows: (n,) integers: only the weights of these queries, which keep their positions and masks.
 
     Returns:
@@ -170,14 +197,21 @@ def attention_weights(
     Raises:
         TypeError, ValueError: as `attention`; rows that are no integers, or beyond q_len.
     """
-    query, key = operands(query, key)
-    leading, sizes = head_sizes(query, key)
-    masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-    call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads)
+    _WEIGHTS.refuse_others(options)
+    (query, key), (leading, sizes) = fitting_keys(query, key)
+    problem = Problem(query.dtype, leading, sizes)
+    record, threads = checked(problem, **options), resolve_num_threads(num_threads)
     if rows is not None:
-        return _weights_of_rows(query, key, _rows(rows, sizes[2]), call, given)
-    weights = np.empty((*leading, sizes[0], sizes[2], sizes[3]), query.dtype)
-    _kernels.attention(query, key, None, weights, None, *call, **given, what="weights")
+        return _weights_of_rows(query, key, _rows(rows, sizes[2]), problem, record, threads)
+    return weigh(query, key, problem, record, threads)
+
+
+def weigh(query: Array, key: Array, problem: Problem, options: AttentionOptions, num_threads: int) -> Array:
+    """`attention_weights` with nothing left to check."""
+    num_heads, _, q_len, kv_len, _, _ = problem.sizes
+    weights = np.empty((*problem.leading, num_heads, q_len, kv_len), query.dtype)
+    call, named = native(problem, options, num_threads)
+    _kernels.attention(query, key, None, weights, None, *call, **named, what="weights")
     return weights
 
 
@@ -185,22 +219,14 @@ def attention_column_sums(
     query: AnyArray,
     key: AnyArray,
     *,
-    mask: AnyArray | None = None,
-    bias: AnyArray | None = None,
-    causal: Causal = False,
-    window: tuple[int | None, int | None] | None = None,
-    kv_lengths: npt.ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: npt.ArrayLike | None = None,
-    sinks: npt.ArrayLike | None = None,
-    precision: Literal["bfloat16"] | None = None,
     num_threads: int | None = None,
+    **options: Unpack[WeightOptions],
 ) -> Array:
     """How much each key is attended to in all: `attention_weights` summed over the queries, never held whole.
 
     Args:
-        query, key, mask, ..., num_threads: as in `attention`.
+        query, key, num_threads: as in `attention`.
+        mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision: as there.
 
     Returns:
         (..., num_heads, kv_len); float64 for float64 arrays, else float32: of float16's range the sum over
@@ -209,45 +235,16 @@ def attention_column_sums(
     Raises:
         TypeError, ValueError: as `attention`.
     """
-    query, key = operands(query, key)
-    leading, sizes = head_sizes(query, key)
-    masking = (mask, bias, causal, window, kv_lengths, scale, softcap, alibi_slopes, sinks, precision)
-    call, given = call_arguments(query.dtype, leading, sizes, *masking, num_threads)
+    _COLUMN_SUMS.refuse_others(options)
+    (query, key), (leading, sizes) = fitting_keys(query, key)
+    problem = Problem(query.dtype, leading, sizes)
+    record = checked(problem, **options)
+    call, named = native(problem, record, resolve_num_threads(num_threads))
     rows = np.empty((*leading, sizes[0], sizes[2], 2), arithmetic(query.dtype))
-    _kernels.attention(query, key, None, None, rows, *call, **given, what="row_statistics")
+    _kernels.attention(query, key, None, None, rows, *call, **named, what="row_statistics")
     sums = np.zeros((*leading, sizes[0], sizes[3]))
-    _kernels.attention(query, key, None, sums, rows, *call, **given, what="column_sums")
+    _kernels.attention(query, key, None, sums, rows, *call, **named, what="column_sums")
     return sums.astype(rows.dtype, copy=False)
-
-
-def call_arguments(
-    dtype: np.dtype[Any],
-    leading: tuple[int, ...],
-    sizes: Sizes,
-    mask: AnyArray | None,
-    bias: AnyArray | None,
-    causal: Causal,
-    window: tuple[int | None, int | None] | None,
-    kv_lengths: npt.ArrayLike | None,
-    scale: float | None,
-    softcap: float | None,
-    alibi_slopes: npt.ArrayLike | None,
-    sinks: npt.ArrayLike | None,
-    precision: str | None,
-    num_threads: int | None,
-    dropout: float = 0.0,
-    seed: int | None = None,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of _kernels.attention from the mask on, and those that go by name."""
-    num_heads, _, q_len, kv_len, head_dim, _ = sizes
-    if mask is not None or bias is not None:
-        mask, bias = mask_and_bias(mask, bias, (*leading, num_heads, q_len, kv_len), dtype)
-    diagonal = alignment(causal, q_len, kv_len)
-    numbers = (scale, window, softcap, alibi_slopes, sinks, precision, dropout, seed)
-    factor, given = options(num_heads, head_dim, dtype, *numbers)
-    if kv_lengths is not None:
-        given["kv_lengths"] = as_lengths("kv_lengths", kv_lengths, leading[0] if leading else 1, kv_len)
-    return (mask, bias, leading, sizes, factor, diagonal, resolve_num_threads(num_threads)), given
 
 
 # ---- chosen rows ----
@@ -264,33 +261,41 @@ def _rows(rows: npt.ArrayLike, q_len: int) -> npt.NDArray[np.int64]:
 
 
 def _weights_of_rows(
-    query: Array, key: Array, rows: npt.NDArray[np.int64], call: tuple[Any, ...], given: dict[str, Any]
+    query: Array,
+    key: Array,
+    rows: npt.NDArray[np.int64],
+    problem: Problem,
+    options: AttentionOptions,
+    num_threads: int,
 ) -> Array:
-    """The weights of these queries alone, each at the position that it has among all of them."""
-    mask, bias, leading, sizes, factor, diagonal, threads = call
-    q_len, kv_len, rank = sizes[2], sizes[3], len(leading) + 3
-    arrays = query[..., rows, :], key, _take_rows(mask, rows), _take_rows(bias, rows)
-    weights = np.empty((*leading, sizes[0], rows.size, kv_len), query.dtype)
-    sizes = (*sizes[:2], rows.size, *sizes[3:])
-    everything, lengths = [slice(None)], given.get("kv_lengths")
-    parts, ends = everything, [kv_len]
-    if diagonal == "bottom_right" and lengths is not None:  # every item has its own last key
-        ends = lengths.tolist()
-        parts = [slice(b, b + 1) for b in range(leading[0])] if leading else everything
-    for part, end in zip(parts, ends, strict=True):
-        some = weights[part]
-        q, k, m, b = (_take_items(array, part, rank) for array in arrays)
-        given["positions"] = rows if diagonal == "top_left" else rows + (end - q_len)
-        if lengths is not None:
-            given["kv_lengths"] = lengths[part]
-        call = (m, b, some.shape[:-3], sizes, factor, diagonal, threads)
-        _kernels.attention(q, k, None, some, None, *call, **given, what="weights")
+    """The weights of these queries alone, each at the position that it has among all of them.
+
+    Where every item has a last key of its own, the positions differ and each item is a call of its own.
+    """
+    call, named = native(problem, options, num_threads)
+    mask, bias, leading, (num_heads, num_kv_heads, q_len, kv_len, head_dim, _), *rest = call
+    query, mask, bias = query[..., rows, :], _of_rows(mask, rows), _of_rows(bias, rows)
+    sizes, lengths = (num_heads, num_kv_heads, rows.size, kv_len, head_dim, 0), options.kv_lengths
+    weights = np.empty((*leading, num_heads, rows.size, kv_len), query.dtype)
+    if leading and lengths is not None and options.causal == "bottom_right":
+        for item, length in enumerate(lengths.tolist()):
+            part = slice(item, item + 1)
+            q, k, m, b = (_of_items(array, part, len(leading)) for array in (query, key, mask, bias))
+            named["positions"], named["kv_lengths"] = rows + (length - q_len), lengths[part]
+            own = (m, b, (1, *leading[1:]), sizes, *rest)
+            _kernels.attention(q, k, None, weights[part], None, *own, **named, what="weights")
+        return weights
+    end = kv_len if lengths is None or options.causal is None else int(lengths[0])
+    named["positions"] = rows if options.causal == "top_left" else rows + (end - q_len)
+    call = (mask, bias, leading, sizes, *rest)
+    _kernels.attention(query, key, None, weights, None, *call, **named, what="weights")
     return weights
 
 
-def _take_rows(array: Array | None, rows: npt.NDArray[np.int64]) -> Array | None:
+def _of_rows(array: Array | None, rows: npt.NDArray[np.int64]) -> Array | None:
     return array if array is None or array.ndim < 2 or array.shape[-2] == 1 else array[..., rows, :]
 
 
-def _take_items(array: Array | None, part: slice, rank: int) -> Any:
-    return array if array is None or array.ndim < rank or array.shape[0] == 1 else array[part]
+def _of_items(array: Array | None, part: slice, num_leading: int) -> Any:
+    """The items of the first of the leading dimensions, where the array has it and not for all at once."""
+    return array if array is None or array.ndim < num_leading + 3 or array.shape[0] == 1 else array[part]

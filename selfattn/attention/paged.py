@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from selfattn import _kernels
 from selfattn._checks import as_integers, as_lengths
 from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, operands, require_heads, target
-from selfattn.attention.options import Causal, alignment, mask_and_bias, options
+from selfattn.attention.options import Problem, accepted_by, checked, native
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
+    from typing import Unpack
+
     import numpy.typing as npt
 
     from selfattn.attention.arrays import AnyArray
+    from selfattn.attention.options import ScoreOptions
+
+_PAGED = accepted_by("paged_attention", without=("kv_lengths", "dropout", "seed"))
 
 
 def paged_attention(
@@ -25,18 +30,10 @@ def paged_attention(
     block_tables: npt.ArrayLike,
     kv_lengths: npt.ArrayLike,
     *,
-    mask: AnyArray | None = None,
-    bias: AnyArray | None = None,
-    causal: Causal = False,
-    window: tuple[int | None, int | None] | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: npt.ArrayLike | None = None,
-    sinks: npt.ArrayLike | None = None,
-    precision: Literal["bfloat16"] | None = None,
     return_lse: bool = False,
     out: AnyArray | None = None,
     num_threads: int | None = None,
+    **options: Unpack[ScoreOptions],
 ) -> Any:
     """`attention` over keys and values that lie in pages, read in place: the same bits as side by side.
 
@@ -52,7 +49,8 @@ def paged_attention(
         kv_lengths: (batch,) integers: the kv_len of each item. Where positions count, its last query stands
             at its last key; with causal=True and "top_left" its first at its first.
         mask, bias: broadcast to (batch, num_heads, q_len, max(kv_lengths)).
-        causal, ..., num_threads: as in `attention`. causal=True needs kv_lengths of q_len.
+        causal: as in `attention`; True needs kv_lengths of q_len.
+        window, scale, softcap, alibi_slopes, sinks, precision, return_lse, out, num_threads: as there.
 
     Returns:
         (batch, num_heads, q_len, value_dim) in the query's dtype; with return_lse also lse, (batch,
@@ -61,6 +59,7 @@ def paged_attention(
     Raises:
         TypeError, ValueError: as `attention`; block_tables with a used entry that is no page, naming it.
     """
+    _PAGED.refuse_others(options)
     names = ("query", "key_pages", "value_pages")
     query, key_pages, value_pages = operands(query, key_pages, value_pages, names=names)
     _require_pages(query, key_pages, value_pages)
@@ -68,27 +67,13 @@ def paged_attention(
     batch, num_heads, q_len, head_dim = query.shape
     kv_len, value_dim = int(lengths.max(initial=0)), value_pages.shape[-1]
     sizes: Sizes = (num_heads, key_pages.shape[1], q_len, kv_len, head_dim, value_dim)
-    mask, bias = mask_and_bias(mask, bias, (batch, num_heads, q_len, kv_len), query.dtype)
-    unequal = lengths[lengths != q_len]
-    diagonal = alignment(causal, q_len, unequal[0] if unequal.size else q_len)
-    factor, given = options(
-        num_heads,
-        head_dim,
-        query.dtype,
-        scale=scale,
-        window=window,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        precision=precision,
-    )
-    threads = resolve_num_threads(num_threads)
+    problem = Problem(query.dtype, (batch,), sizes, kv_lens=lengths)
+    record = checked(problem, **options)
+    call, named = native(problem, record, resolve_num_threads(num_threads))
+    named["kv_lengths"], named["block_tables"] = lengths, tables
     result = target(out, (batch, num_heads, q_len, value_dim), query.dtype)
     lse = np.empty(result.shape[:-1], arithmetic(query.dtype)) if return_lse else None
-    _kernels.attention(
-        query, key_pages, value_pages, result, lse, mask, bias, (batch,), sizes, factor, diagonal, threads,
-        kv_lengths=lengths, block_tables=tables, **given,
-    )  # fmt: skip
+    _kernels.attention(query, key_pages, value_pages, result, lse, *call, **named)
     finished = finish(result, out)
     return (finished, lse) if return_lse else finished
 

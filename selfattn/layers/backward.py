@@ -11,9 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from selfattn import functional
-from selfattn.attention.backward import varlen_attention_backward
-from selfattn.attention.packed import varlen_attention
+from selfattn.attention.backward import packed_gradients
+from selfattn.attention.options import AttentionOptions
+from selfattn.attention.packed import Sequences, attend, sequences_of
 from selfattn.layers.base import Array, Layer, Weights
 from selfattn.layers.projections import ROLES, Projections
 
@@ -27,15 +30,13 @@ if TYPE_CHECKING:
 # ---- matrices and norms ----
 
 
-def linear(layer: Layer, role: str, x: Array, threads: int | None) -> Array:
+def linear(layer: Layer, role: str, x: Array, threads: int) -> Array:
     """x (..., d_in) * the layer's {role}_weight (d_in, d_out) + its {role}_bias."""
     matrix, offset = getattr(layer, f"{role}_weight"), getattr(layer, f"{role}_bias")
     return functional.linear(x, matrix, offset, num_threads=threads)
 
 
-def linear_backward(
-    layer: Layer, grads_y: dict[str, Array], x: Array, threads: int | None
-) -> tuple[Array, Weights]:
+def linear_backward(layer: Layer, grads_y: dict[str, Array], x: Array, threads: int) -> tuple[Array, Weights]:
     """Back through all the matrices that x met; grads_y: role -> gradient of what that matrix made of x."""
     parts: list[Array] = []
     grads: Weights = {}
@@ -51,12 +52,12 @@ def linear_backward(
     return grad_x, grads
 
 
-def norm_forward(layer: BaseNorm, x: Array, threads: int | None) -> tuple[Array, Array]:
+def norm_forward(layer: BaseNorm, x: Array, threads: int) -> tuple[Array, Array]:
     """(y, x): the statistics of a row are cheaper computed again than kept."""
-    return layer(x, num_threads=threads), x
+    return layer._normed(x, threads), x
 
 
-def norm_backward(layer: BaseNorm, x: Array, grad_y: Array, threads: int | None) -> tuple[Array, Weights]:
+def norm_backward(layer: BaseNorm, x: Array, grad_y: Array, threads: int) -> tuple[Array, Weights]:
     how: Any = {"eps": layer.eps, "num_threads": threads}
     if layer.kind == "rms":
         grad_x, grad_weight = functional.rms_norm_backward(grad_y, x, layer.weight, **how)
@@ -78,44 +79,45 @@ class SavedHeads:
     value: Array
     context: Array
     lse: Array
-    cu_seqlens: Array
-    how: dict[str, Any]  # causal, scale
+    sequences: Sequences
+    options: AttentionOptions
 
 
 def heads_forward(
-    layer: Projections, x: Array, cu_seqlens: Array, threads: int | None, **how: Any
+    layer: Projections, x: Array, cu_seqlens: Array, options: AttentionOptions, threads: int
 ) -> tuple[Array, SavedHeads]:
     """What the heads say of every word, side by side, (tokens, num_heads * value_dim): a view of saved."""
     query, key, value = layer._project(x, threads)
-    context, lse = varlen_attention(
-        query, key, value, cu_seqlens, return_lse=True, num_threads=threads, **how
-    )
-    return _side_by_side(context), SavedHeads(x, query, key, value, context, lse, cu_seqlens, how)
+    context = np.empty((*query.shape[:2], value.shape[2]), query.dtype)
+    sequences = sequences_of(query, key, value, cu_seqlens, cu_seqlens)
+    lse = np.empty(query.shape[1::-1], query.dtype)
+    attend(query, key, value, sequences, options, context, lse, threads)
+    return _side_by_side(context), SavedHeads(x, query, key, value, context, lse, sequences, options)
 
 
 def heads_backward(
-    layer: Projections, saved: SavedHeads, grad_y: Array, threads: int | None
+    layer: Projections, saved: SavedHeads, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
     s = saved
-    grad_context = grad_y.reshape(s.context.shape)
-    operands = (s.query, s.key, s.value, s.context, s.lse, s.cu_seqlens)
-    grads_qkv = varlen_attention_backward(grad_context, *operands, num_threads=threads, **s.how)
+    arrays = grad_y.reshape(s.context.shape), s.query, s.key, s.value, s.context
+    grads_qkv = packed_gradients(arrays, s.lse, s.sequences, s.options, ROLES, threads)
     grads_y = {role: _side_by_side(grad) for role, grad in zip(ROLES, grads_qkv, strict=True)}
     grad_x, grads = linear_backward(layer, grads_y, s.x, threads)
     return grad_x, _of(layer, grads)
 
 
 def attention_forward(
-    layer: MultiHeadSelfAttention, x: Array, cu_seqlens: Array, threads: int | None
+    layer: MultiHeadSelfAttention, x: Array, cu_seqlens: Array, threads: int
 ) -> tuple[Array, SavedHeads]:
     """y = heads(x) W_output + b."""
-    joined, saved = heads_forward(layer, x, cu_seqlens, threads, causal=layer.causal, scale=layer.scale)
+    options = layer._options(layer.causal, layer.scale)
+    joined, saved = heads_forward(layer, x, cu_seqlens, options, threads)
     y = joined.copy() if layer.output_weight is None else linear(layer, "output", joined, threads)
     return y, saved
 
 
 def attention_backward(
-    layer: MultiHeadSelfAttention, saved: SavedHeads, grad_y: Array, threads: int | None
+    layer: MultiHeadSelfAttention, saved: SavedHeads, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
     grad_joined, of_output = grad_y, Weights()
     if layer.output_weight is not None:
@@ -138,7 +140,7 @@ class SavedFeedForward:
     hidden: Array
 
 
-def feed_forward_forward(layer: FeedForward, x: Array, threads: int | None) -> tuple[Array, SavedFeedForward]:
+def feed_forward_forward(layer: FeedForward, x: Array, threads: int) -> tuple[Array, SavedFeedForward]:
     """y = act(x W_up + b) W_down + b, or with a gate (act(x W_gate + b) * (x W_up + b)) W_down + b."""
     activation = getattr(functional, layer.activation)
     up, gate = linear(layer, "up", x, threads), None
@@ -152,7 +154,7 @@ def feed_forward_forward(layer: FeedForward, x: Array, threads: int | None) -> t
 
 
 def feed_forward_backward(
-    layer: FeedForward, saved: SavedFeedForward, grad_y: Array, threads: int | None
+    layer: FeedForward, saved: SavedFeedForward, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
     s = saved
     grad_hidden, of_down = linear_backward(layer, {"down": grad_y}, s.hidden, threads)
@@ -182,7 +184,7 @@ class SavedLayer:
 
 
 def encoder_layer_forward(
-    layer: EncoderLayer, x: Array, cu_seqlens: Array, threads: int | None
+    layer: EncoderLayer, x: Array, cu_seqlens: Array, threads: int
 ) -> tuple[Array, SavedLayer]:
     """norm_first:  h = x + attention(norm1(x));   y = h + feed_forward(norm2(h))
     otherwise:      h = norm1(x + attention(x));   y = norm2(h + feed_forward(h))
@@ -203,7 +205,7 @@ def encoder_layer_forward(
 
 
 def encoder_layer_backward(
-    layer: EncoderLayer, saved: SavedLayer, grad_y: Array, threads: int | None
+    layer: EncoderLayer, saved: SavedLayer, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
     def attention(grad: Array) -> tuple[Array, Weights]:
         return attention_backward(layer.attention, saved.attention, grad, threads)
@@ -250,7 +252,7 @@ class SavedEncoder:
 
 
 def encoder_forward(
-    stack: Encoder, x: Array, cu_seqlens: Array, recompute: bool, threads: int | None
+    stack: Encoder, x: Array, cu_seqlens: Array, recompute: bool, threads: int
 ) -> tuple[Array, SavedEncoder]:
     """One layer after the other, then the final norm."""
     kept: list[SavedLayer | Array] = []
@@ -265,7 +267,7 @@ def encoder_forward(
 
 
 def encoder_backward(
-    stack: Encoder, saved: SavedEncoder, grad_y: Array, threads: int | None
+    stack: Encoder, saved: SavedEncoder, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
     grad, of_norm = grad_y, Weights()
     if stack.final_norm is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from selfattn.layers.base import Array, Weights, as_causal, as_scale, initial_weight, same
 from selfattn.layers.packed_batch import PackedBatch
 from selfattn.layers.projections import Projections
+from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -70,7 +71,8 @@ class SelfAttentionCell(Projections):
         1/sqrt(head_dim).
         """
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        values = self._attend(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
+        options = self._options(as_causal(causal), as_scale(scale))
+        values = self._attend(words, options, resolve_num_threads(num_threads))
         return words.restore(values)
 
     def forward(
@@ -87,8 +89,8 @@ class SelfAttentionCell(Projections):
         from selfattn.layers import backward  # here: only those who learn need it
 
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        how = {"causal": as_causal(causal), "scale": as_scale(scale)}
-        y, saved = backward.heads_forward(self, words.tokens, words.cu_seqlens, num_threads, **how)
+        options, threads = self._options(as_causal(causal), as_scale(scale)), resolve_num_threads(num_threads)
+        y, saved = backward.heads_forward(self, words.tokens, words.cu_seqlens, options, threads)
         return words.restore(y.copy()), (words, saved)
 
     def backward(
@@ -103,7 +105,7 @@ class SelfAttentionCell(Projections):
 
         words, heads = saved
         rows = words.take(grad_y, self.value_dim)
-        grad_x, grads = backward.heads_backward(self, heads, rows, num_threads)
+        grad_x, grads = backward.heads_backward(self, heads, rows, resolve_num_threads(num_threads))
         return words.restore(grad_x), grads
 
     def attention_weights(
@@ -120,5 +122,6 @@ class SelfAttentionCell(Projections):
         batch (seq_len is the longest for packed x). Rows sum to 1; rows and columns of padding are 0.
         """
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        weights = self._weigh(words, num_threads, causal=as_causal(causal), scale=as_scale(scale))
+        options = self._options(as_causal(causal), as_scale(scale))
+        weights = self._weigh(words, options, resolve_num_threads(num_threads))
         return weights[..., 0, :, :]

@@ -93,10 +93,17 @@ class Encoder(Layer):
         cu_seqlens[b] to cu_seqlens[b + 1]. Zero sequences and zero lengths are legal.
         """
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        rows = self._packed.run(words.tokens, words.cu_seqlens, resolve_num_threads(num_threads))
-        if self.final_norm is not None:
-            rows = self.final_norm(rows, num_threads=num_threads)
-        return words.restore(rows)
+        return words.restore(self._run(words, resolve_num_threads(num_threads)))
+
+    def _run(self, words: PackedBatch, threads: int) -> Array:
+        """The words through all layers, (tokens, d_model)."""
+        rows = self._packed.run(words.tokens, words.cu_seqlens, threads)
+        return rows if self.final_norm is None else self.final_norm._normed(rows, threads)
+
+    def _forward(self, words: PackedBatch, recompute: bool, threads: int) -> tuple[Array, SavedEncoder]:
+        from selfattn.layers import backward  # here: only those who learn need it
+
+        return backward.encoder_forward(self, words.tokens, words.cu_seqlens, recompute, threads)
 
     def forward(
         self,
@@ -112,10 +119,8 @@ class Encoder(Layer):
         With `recompute` only the input of each layer is kept and `backward` computes the layer again: a third
         more work for a fraction of the memory, and the same bits.
         """
-        from selfattn.layers import backward  # here: only those who learn need it
-
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        y, saved = backward.encoder_forward(self, words.tokens, words.cu_seqlens, recompute, num_threads)
+        y, saved = self._forward(words, recompute, resolve_num_threads(num_threads))
         return words.restore(y), (words, saved)
 
     def backward(
@@ -129,7 +134,7 @@ class Encoder(Layer):
 
         words, stack = saved
         rows = words.take(grad_y, self.d_model)
-        grad_x, grads = backward.encoder_backward(self, stack, rows, num_threads)
+        grad_x, grads = backward.encoder_backward(self, stack, rows, resolve_num_threads(num_threads))
         return words.restore(grad_x), grads
 
     def hidden_states(

@@ -123,7 +123,9 @@ class EncoderLayer(Layer):
         from selfattn.layers import backward  # here: only those who learn need it
 
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        y, saved = backward.encoder_layer_forward(self, words.tokens, words.cu_seqlens, num_threads)
+        y, saved = backward.encoder_layer_forward(
+            self, words.tokens, words.cu_seqlens, resolve_num_threads(num_threads)
+        )
         return words.restore(y), (words, saved)
 
     def backward(
@@ -138,7 +140,7 @@ class EncoderLayer(Layer):
 
         words, layer = saved
         rows = words.take(grad_y, self.d_model)
-        grad_x, grads = backward.encoder_layer_backward(self, layer, rows, num_threads)
+        grad_x, grads = backward.encoder_layer_backward(self, layer, rows, resolve_num_threads(num_threads))
         return words.restore(grad_x), grads
 
     def attention_weights(
@@ -160,8 +162,7 @@ class EncoderLayer(Layer):
     def for_stack(self) -> dict[str, Any]:
         """This layer as the compiled stack takes it: matrices that meet the same input side by side."""
         heads, network = self.attention, self.feed_forward
-        qkv = [heads.query_weight, heads.key_weight, heads.value_weight]
-        qkv_bias = [heads.query_bias, heads.key_bias, heads.value_bias]
+        qkv, qkv_bias = heads._joined()
         up, up_bias = [network.up_weight], [network.up_bias]
         if network.gate_weight is not None:
             up, up_bias = [network.gate_weight, *up], [network.gate_bias, *up_bias]
@@ -179,8 +180,8 @@ class EncoderLayer(Layer):
             "norm_first": self.norm_first,
             "activation": network.activation,
             "gated": network.gate_weight is not None,
-            "qkv_weight": join_weights(qkv),
-            "qkv_bias": join_biases(qkv_bias, [w.shape[1] for w in qkv]),
+            "qkv_weight": qkv,
+            "qkv_bias": qkv_bias,
             "output_weight": output,
             "output_bias": heads.output_bias,
             "up_weight": join_weights(up),

@@ -95,7 +95,9 @@ class FeedForward(Layer):
         """The result of the call, to the bit, and what `backward` needs; x must not change until then."""
         from selfattn.layers import backward  # here: only those who learn need it
 
-        return backward.feed_forward_forward(self, check_words(x, self.d_model), num_threads)
+        return backward.feed_forward_forward(
+            self, check_words(x, self.d_model), resolve_num_threads(num_threads)
+        )
 
     def backward(
         self, saved: SavedFeedForward, grad_y: npt.ArrayLike, *, num_threads: int | None = None
@@ -104,4 +106,4 @@ class FeedForward(Layer):
         from selfattn.layers import backward  # here: only those who learn need it
 
         grad_y = check_gradient(grad_y, (*saved.x.shape[:-1], self.d_out))
-        return backward.feed_forward_backward(self, saved, grad_y, num_threads)
+        return backward.feed_forward_backward(self, saved, grad_y, resolve_num_threads(num_threads))

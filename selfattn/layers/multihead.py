@@ -189,9 +189,9 @@ class MultiHeadSelfAttention(Projections):
     ) -> Array:
         """x (..., d_model) -> (..., d_out), float32; x, lengths and cu_seqlens as for a SelfAttentionCell."""
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        joined = self._attend(words, num_threads, causal=self.causal, scale=self.scale)
+        threads = resolve_num_threads(num_threads)
+        joined = self._attend(words, self._options(self.causal, self.scale), threads)
         if self.output_weight is not None:
-            threads = resolve_num_threads(num_threads)
             joined = _kernels.linear(joined, self.output_weight, self.output_bias, None, threads)
         return words.restore(joined)
 
@@ -207,7 +207,9 @@ class MultiHeadSelfAttention(Projections):
         from selfattn.layers import backward  # here: only those who learn need it
 
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        y, saved = backward.attention_forward(self, words.tokens, words.cu_seqlens, num_threads)
+        y, saved = backward.attention_forward(
+            self, words.tokens, words.cu_seqlens, resolve_num_threads(num_threads)
+        )
         return words.restore(y), (words, saved)
 
     def backward(
@@ -222,7 +224,7 @@ class MultiHeadSelfAttention(Projections):
 
         words, heads = saved
         rows = words.take(grad_y, self.d_out)
-        grad_x, grads = backward.attention_backward(self, heads, rows, num_threads)
+        grad_x, grads = backward.attention_backward(self, heads, rows, resolve_num_threads(num_threads))
         return words.restore(grad_x), grads
 
     def attention_weights(
@@ -235,7 +237,8 @@ class MultiHeadSelfAttention(Projections):
     ) -> Array:
         """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
         words = PackedBatch.of(x, lengths, cu_seqlens, self.d_model)
-        return self._weigh(words, num_threads, causal=self.causal, scale=self.scale)
+        options = self._options(self.causal, self.scale)
+        return self._weigh(words, options, resolve_num_threads(num_threads))
 
 
 def _per_head(name: str, matrix: Array, heads_name: str, heads: int) -> int:

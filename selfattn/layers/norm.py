@@ -24,14 +24,18 @@ class BaseNorm(Layer):
     kind: ClassVar[str]
 
     @abstractmethod
+    def _normed(self, x: Array, threads: int) -> Array:
+        """x (..., d_model) float32, C-contiguous -> the same shape; nothing is checked."""
+
     def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
         """x (..., d_model) float32 -> the same shape."""
+        return self._normed(check_words(x, len(self.weight)), resolve_num_threads(num_threads))
 
     def forward(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> tuple[Array, Array]:
         """The result of the call, and what `backward` needs; x must not change until then."""
         from selfattn.layers import backward  # here: only those who learn need it
 
-        return backward.norm_forward(self, check_words(x, len(self.weight)), num_threads)
+        return backward.norm_forward(self, check_words(x, len(self.weight)), resolve_num_threads(num_threads))
 
     def backward(
         self, saved: Array, grad_y: npt.ArrayLike, *, num_threads: int | None = None
@@ -39,7 +43,8 @@ class BaseNorm(Layer):
         """grad_y (..., d_model) -> (grad_x, the gradients of the weights by name)."""
         from selfattn.layers import backward  # here: only those who learn need it
 
-        return backward.norm_backward(self, saved, check_gradient(grad_y, saved.shape), num_threads)
+        grad_y, threads = check_gradient(grad_y, saved.shape), resolve_num_threads(num_threads)
+        return backward.norm_backward(self, saved, grad_y, threads)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,15 +60,8 @@ class LayerNorm(BaseNorm):
         weight = as_weight("weight", self.weight, 1)
         self._set(weight=weight, bias=as_bias("bias", self.bias, len(weight)), eps=as_eps(self.eps))
 
-    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
-        """x (..., d_model) float32 -> the same shape."""
-        return _kernels.layer_norm(
-            check_words(x, len(self.weight)),
-            self.weight,
-            self.bias,
-            self.eps,
-            resolve_num_threads(num_threads),
-        )
+    def _normed(self, x: Array, threads: int) -> Array:
+        return _kernels.layer_norm(x, self.weight, self.bias, self.eps, threads)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,11 +80,8 @@ class RMSNorm(BaseNorm):
         """An RMSNorm has no bias."""
         return None
 
-    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Array:
-        """x (..., d_model) float32 -> the same shape."""
-        return _kernels.rms_norm(
-            check_words(x, len(self.weight)), self.weight, self.eps, resolve_num_threads(num_threads)
-        )
+    def _normed(self, x: Array, threads: int) -> Array:
+        return _kernels.rms_norm(x, self.weight, self.eps, threads)
 
 
 Norm = LayerNorm | RMSNorm

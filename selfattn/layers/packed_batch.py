@@ -7,12 +7,15 @@ batch and a sentence alone run the same arithmetic and give the same bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfattn.attention.dense import attention_weights
-from selfattn.attention.packed import varlen_attention
+from selfattn._checks import as_cu_seqlens, as_lengths
+from selfattn.attention.arrays import head_sizes
+from selfattn.attention.dense import weigh
+from selfattn.attention.options import AttentionOptions, Problem
+from selfattn.attention.packed import attend, sequences_of
 from selfattn.layers.base import Array
 
 if TYPE_CHECKING:
@@ -41,14 +44,29 @@ class PackedBatch:
         if lengths is not None and cu_seqlens is not None:
             raise ValueError("lengths and cu_seqlens both given: one is for padded x, the other for packed x")
         if cu_seqlens is not None:
-            return cls(x, check_cu_seqlens(cu_seqlens, x.shape), leading, None, True)
+            if len(leading) != 1:
+                raise ValueError(
+                    f"x has shape {x.shape}; with cu_seqlens it needs (tokens, d_model={d_model})"
+                )
+            bounds = as_cu_seqlens("cu_seqlens", cu_seqlens, len(x), "the number of tokens")
+            return cls.packed_side_by_side(x, bounds)
         batch, seq_len = leading if len(leading) == 2 else (1, *leading)
         if lengths is None:
             bounds = np.arange(batch + 1, dtype=np.int64) * seq_len
             return cls(x.reshape(batch * seq_len, d_model), bounds, leading, None, False)
-        valid = _check_lengths(lengths, x.shape)  # (batch,)
+        if len(leading) != 2 or np.shape(lengths) != leading[:1]:
+            raise ValueError(
+                f"lengths has shape {np.shape(lengths)} and x has shape {x.shape}; "
+                "they need (batch,) and (batch, seq_len, d_model)"
+            )
+        valid = as_lengths("lengths", lengths, batch, seq_len, "seq_len")  # (batch,)
         real = np.arange(seq_len) < valid[:, None]
         return cls(x[real], np.concatenate([[0], np.cumsum(valid)]).astype(np.int64), leading, real, False)
+
+    @classmethod
+    def packed_side_by_side(cls, tokens: Array, cu_seqlens: Array) -> PackedBatch:
+        """What the caller packed, with nothing left to check."""
+        return cls(tokens, cu_seqlens, tokens.shape[:-1], None, True)
 
     @property
     def lengths(self) -> Array:
@@ -68,19 +86,27 @@ class PackedBatch:
         grad_y = check_gradient(grad_y, (*self.leading, width))
         return grad_y.reshape(len(self.tokens), width) if self.real is None else grad_y[self.real]
 
-    def attend(self, query: Array, key: Array, value: Array, **how: Any) -> Array:
+    def attend(
+        self, query: Array, key: Array, value: Array, options: AttentionOptions, num_threads: int
+    ) -> Array:
         """Each sequence attends to itself: (tokens, heads, dim) arrays -> (tokens, num_heads * value_dim)."""
-        out: Array = varlen_attention(query, key, value, self.cu_seqlens, **how)
-        return out.reshape(len(out), out.shape[1] * out.shape[2])
+        (tokens, num_heads, _), value_dim = query.shape, value.shape[2]
+        out = np.empty((tokens, num_heads, value_dim), query.dtype)
+        sequences = sequences_of(query, key, value, self.cu_seqlens, self.cu_seqlens)
+        attend(query, key, value, sequences, options, out, None, num_threads)
+        return out.reshape(tokens, num_heads * value_dim)
 
-    def attention_weights(self, query: Array, key: Array, **how: Any) -> Array:
+    def attention_weights(
+        self, query: Array, key: Array, options: AttentionOptions, num_threads: int
+    ) -> Array:
         """(batch, num_heads, longest, longest), zeros in the padding; without batch when x had none."""
         one = len(self.leading) == 1 and not self.packed
         longest = int(self.lengths.max(initial=0)) if self.packed else self.leading[-1]
         out = np.zeros((self.lengths.size, query.shape[1], longest, longest), dtype=np.float32)
         for b, (begin, end) in enumerate(zip(self.cu_seqlens[:-1], self.cu_seqlens[1:], strict=True)):
-            item = (array[begin:end].swapaxes(0, 1) for array in (query, key))
-            out[b, :, : end - begin, : end - begin] = attention_weights(*item, **how)
+            q, k = (array[begin:end].swapaxes(0, 1) for array in (query, key))
+            problem = Problem(q.dtype, *head_sizes(q, k))
+            out[b, :, : end - begin, : end - begin] = weigh(q, k, problem, options, num_threads)
         return out[0] if one else out
 
 
@@ -103,45 +129,3 @@ def check_gradient(grad_y: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
     if grad_y.shape != shape:
         raise ValueError(f"grad_y has shape {grad_y.shape}; the result it is the gradient of has {shape}")
     return np.require(grad_y, requirements=["C", "A"])
-
-
-def _integers(name: str, array: npt.ArrayLike) -> Array:
-    array = np.asarray(array)
-    if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {array.dtype}; it needs integers")
-    return array.astype(np.int64)
-
-
-def _check_lengths(lengths: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
-    lengths = _integers("lengths", lengths)
-    if len(shape) != 3 or lengths.shape != shape[:1]:
-        raise ValueError(
-            f"lengths has shape {lengths.shape} and x has shape {shape}; "
-            "they need (batch,) and (batch, seq_len, d_model)"
-        )
-    bad = np.flatnonzero((lengths < 0) | (lengths > shape[1]))
-    if bad.size:
-        raise ValueError(f"lengths[{bad[0]}]={lengths[bad[0]]} must be between 0 and seq_len={shape[1]}")
-    return lengths
-
-
-def check_cu_seqlens(cu_seqlens: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
-    cu_seqlens = _integers("cu_seqlens", cu_seqlens)
-    if len(shape) != 2 or cu_seqlens.ndim != 1 or not cu_seqlens.size:
-        raise ValueError(
-            f"cu_seqlens has shape {cu_seqlens.shape} and x has shape {shape}; "
-            "they need (batch + 1,) and (tokens, d_model)"
-        )
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != shape[0]:
-        raise ValueError(
-            f"cu_seqlens begins at {cu_seqlens[0]} and ends at {cu_seqlens[-1]}; "
-            f"it must begin at 0 and end at the number of tokens, {shape[0]}"
-        )
-    back = np.flatnonzero(np.diff(cu_seqlens) < 0)
-    if back.size:
-        i = int(back[0])
-        raise ValueError(
-            f"cu_seqlens[{i + 1}]={cu_seqlens[i + 1]} is less than cu_seqlens[{i}]={cu_seqlens[i]}; "
-            "it must not decrease"
-        )
-    return cu_seqlens

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from selfattn import _kernels
-from selfattn.layers.base import Array, Layer, as_bias, as_weight, same
+from selfattn.attention.options import AttentionOptions, Scale, default_scale
+from selfattn.layers.base import Array, Layer, as_bias, as_weight, join_biases, join_weights, same
 from selfattn.layers.packed_batch import PackedBatch
-from selfattn.runtime import resolve_num_threads
 
 ROLES = ("query", "key", "value")
 
@@ -47,22 +45,32 @@ class Projections(Layer):
         query, key, value = self.query_weight, self.key_weight, self.value_weight
         same("d_model", query_weight=len(query), key_weight=len(key), value_weight=len(value))
 
-    def _attend(self, words: PackedBatch, num_threads: int | None, **how: Any) -> Array:
+    def _options(self, causal: bool, scale: float | None) -> AttentionOptions:
+        """What the operator is told, both checked."""
+        factor = default_scale(self.head_dim) if scale is None else Scale(scale)
+        return AttentionOptions(scale=factor, causal="top_left" if causal else None)
+
+    def _attend(self, words: PackedBatch, options: AttentionOptions, threads: int) -> Array:
         """What the heads say of every word, side by side, (tokens, num_heads * value_dim)."""
-        query, key, value = self._project(words.tokens, num_threads)
-        return words.attend(query, key, value, num_threads=num_threads, **how)
+        query, key, value = self._project(words.tokens, threads)
+        return words.attend(query, key, value, options, threads)
 
-    def _weigh(self, words: PackedBatch, num_threads: int | None, **how: Any) -> Array:
+    def _weigh(self, words: PackedBatch, options: AttentionOptions, threads: int) -> Array:
         """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
-        query, key = self._project(words.tokens, num_threads, ROLES[:2])
-        return words.attention_weights(query, key, num_threads=num_threads, **how)
+        query, key = self._project(words.tokens, threads, ROLES[:2])
+        return words.attention_weights(query, key, options, threads)
 
-    def _project(self, rows: Array, num_threads: int | None, roles: tuple[str, ...] = ROLES) -> list[Array]:
+    def _project(self, rows: Array, threads: int, roles: tuple[str, ...] = ROLES) -> list[Array]:
         """rows (tokens, d_model): the queries, keys and values of every word, (tokens, heads, dim) each."""
-        threads = resolve_num_threads(num_threads)
         projected: list[Array] = []
         for role, heads in zip(roles, self._heads(), strict=False):
             matrix, offset = getattr(self, f"{role}_weight"), getattr(self, f"{role}_bias")
             flat = _kernels.linear(rows, matrix, offset, None, threads)
             projected.append(flat.reshape(len(flat), heads, flat.shape[1] // heads))
         return projected
+
+    def _joined(self) -> tuple[Array, Array | None]:
+        """The three matrices side by side, and their biases: what the compiled stack multiplies words by."""
+        matrices = [getattr(self, f"{role}_weight") for role in ROLES]
+        biases = [getattr(self, f"{role}_bias") for role in ROLES]
+        return join_weights(matrices), join_biases(biases, [matrix.shape[1] for matrix in matrices])

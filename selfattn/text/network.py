@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selfattn._checks import as_integers
+from selfattn._checks import as_cu_seqlens, as_integers
 from selfattn.layers import Encoder, EncoderLayer, FeedForward, LayerNorm, MultiHeadSelfAttention
 from selfattn.layers.base import Layer, Weights, as_bias, as_weight, protected, same
-from selfattn.layers.packed_batch import PackedBatch, check_cu_seqlens
+from selfattn.layers.packed_batch import PackedBatch
+from selfattn.runtime import resolve_num_threads
 from selfattn.text.checkpoint import Tensors
 from selfattn.text.configuration import Configuration
 from selfattn.text.pooling import Floats
@@ -58,7 +59,8 @@ class Network(Layer):
 
     def embed(self, ids: ArrayLike, cu_seqlens: ArrayLike, *, num_threads: int | None = None) -> Floats:
         """The input of the first layer, (tokens, d_model)."""
-        return self.norm(self._sum(*self._places(ids, cu_seqlens)), num_threads=num_threads)
+        rows, positions, _ = self._places(ids, cu_seqlens)
+        return self.norm._normed(self._sum(rows, positions), resolve_num_threads(num_threads))
 
     def __call__(self, ids: ArrayLike, cu_seqlens: ArrayLike, *, num_threads: int | None = None) -> Floats:
         """The embedding of every token, (tokens, d_model) float32.
@@ -66,8 +68,9 @@ class Network(Layer):
         Raises TypeError or ValueError for ids that are not token numbers, cu_seqlens that do not bound them,
         and a sequence longer than position_table.
         """
-        x = self.embed(ids, cu_seqlens, num_threads=num_threads)
-        return self.encoder(x, cu_seqlens=cu_seqlens, num_threads=num_threads)
+        (rows, positions, bounds), threads = self._places(ids, cu_seqlens), resolve_num_threads(num_threads)
+        x = self.norm._normed(self._sum(rows, positions), threads)
+        return self.encoder._run(PackedBatch.packed_side_by_side(x, bounds), threads)
 
     def forward(
         self,
@@ -78,10 +81,11 @@ class Network(Layer):
         num_threads: int | None = None,
     ) -> tuple[Floats, SavedNetwork]:
         """The result of the call, to the bit, and what `backward` needs; `recompute` as for an Encoder."""
-        places = self._places(ids, cu_seqlens)
-        x, norm = self.norm.forward(self._sum(*places), num_threads=num_threads)
-        y, encoder = self.encoder.forward(x, None, cu_seqlens, num_threads, recompute=recompute)
-        return y, SavedNetwork(*places, norm, encoder)
+        (rows, positions, bounds), threads = self._places(ids, cu_seqlens), resolve_num_threads(num_threads)
+        total = self._sum(rows, positions)
+        words = PackedBatch.packed_side_by_side(self.norm._normed(total, threads), bounds)
+        y, saved = self.encoder._forward(words, recompute, threads)
+        return y, SavedNetwork(rows, positions, total, (words, saved))
 
     def backward(self, saved: SavedNetwork, grad_y: ArrayLike, *, num_threads: int | None = None) -> Weights:
         """grad_y (tokens, d_model) -> the gradients as `weights()`; token numbers have none."""
@@ -107,12 +111,12 @@ class Network(Layer):
         pairs = zip(self.encoder.layers, inputs, strict=True)
         return np.stack([layer.attention_weights(x, num_threads=num_threads) for layer, x in pairs])
 
-    def _places(self, ids: ArrayLike, cu_seqlens: ArrayLike) -> tuple[Ids, Ids]:
-        """The row of every token in word_table and in position_table."""
+    def _places(self, ids: ArrayLike, cu_seqlens: ArrayLike) -> tuple[Ids, Ids, Ids]:
+        """The row of every token in word_table and in position_table, and the bounds of the sequences."""
         rows = as_integers("ids", ids)
         if rows.ndim != 1:
             raise ValueError(f"ids has shape {rows.shape}; it needs (tokens,), sequences side by side")
-        bounds = check_cu_seqlens(cu_seqlens, (len(rows), self.encoder.d_model))
+        bounds = as_cu_seqlens("cu_seqlens", cu_seqlens, len(rows), "the number of tokens")
         lengths, most = np.diff(bounds), len(self.position_table)
         if lengths.max(initial=0) > most:
             b = lengths.argmax()
@@ -122,7 +126,7 @@ class Network(Layer):
             raise ValueError(
                 f"ids holds {bad}; the vocabulary has the tokens 0 to {len(self.word_table) - 1}"
             )
-        return rows, np.arange(len(rows)) - np.repeat(bounds[:-1], lengths)
+        return rows, np.arange(len(rows)) - np.repeat(bounds[:-1], lengths), bounds
 
     def _sum(self, ids: Ids, positions: Ids) -> Floats:
         x = self.word_table[ids]

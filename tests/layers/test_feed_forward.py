@@ -25,7 +25,7 @@ def test_feed_forwards_that_do_not_fit_together():
         FeedForward(up, down[:15])
     with pytest.raises(ValueError, match="d_ff differs: 16 in up_weight, 12 in gate_weight"):
         FeedForward(up, down, gate_weight=up[:, :12])
-    with pytest.raises(ValueError, match='activation=.tanh. must be "gelu", "gelu_tanh", "relu" or "silu"'):
+    with pytest.raises(ValueError, match=r'activation=.tanh. must be "gelu", "gelu_tanh", "relu" or "silu"'):
         FeedForward(up, down, activation="tanh")
     with pytest.raises(ValueError, match="gate_bias needs a gate_weight"):
         FeedForward(up, down, gate_bias=np.zeros(16))
