@@ -21,12 +21,12 @@ from support.house import (
 
 BUILD_FILES = [ROOT / name for name in ("setup.py", "pyproject.toml", "Makefile")]
 STUBS = [path for path in files("csrc/**/*.c") if re.search(r"(?m)^#define SA_ISA ", path.read_text("ascii"))]
-VECTORS = [path.name for path in C_FILES if path.parent.name == "vector" or path.name.startswith("vector")]
+VECTORS = [path.name for path in C_FILES if path.parent.name == "vector"]
 
 INTRINSICS = r"\b_mm\w*_\w+|\b__m(128|256|512)\w*|\bv[a-z0-9]+q_[fsu]\d+|\bfloat(32|64)x\d_t"
 INTRINSIC_HEADERS = r"immintrin\.h|arm_neon\.h"
 THREADS = r"pthread|threads\.h|futex|\bthrd_|stdatomic|__atomic"
-THREADED = ("pool.c", "workspace.c", "shares.h", "task_shares.h", "team.c", "openmp_loan.c")
+THREADED = [path.name for path in C_FILES if path.parent.name in ("runtime", "openmp")]
 FAST_MATH = r"-ffast-math|-Ofast|-march=|-mtune=|-funsafe-math|-fopenmp|#\s*pragma\s+omp|\bomp\.h"
 
 pytestmark = needs_the_sources
