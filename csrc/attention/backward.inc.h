@@ -84,7 +84,8 @@ static void backward_block(const struct sa_attention *a, const struct sa_attenti
         int visible = score_gradients_of(a, t, scaling, w, i, key0);
         if (visible && t->grad_bias) add_bias_gradient(a, t, g, &w->block, score_gradients);
         if (visible && t->grad_relative_bias) add_relative_gradient(a, t, g, &w->block, score_gradients);
-        if (visible && w->capped) uncap_score_gradients(&g->panel, &w->block, score_gradients, (real)a->options.softcap);
+        if (visible && w->capped)
+            uncap_score_gradients(&g->panel, &w->block, score_gradients, (real)a->options.softcap);
         if (visible && t->grad_query) add_query_gradient(a, t, g, &w->block, score_gradients);
         if (t->grad_key) align_columns(w, i, visible);
         any_visible |= visible;

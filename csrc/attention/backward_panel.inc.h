@@ -7,7 +7,7 @@
 enum { ROW_STRIDE = SA_TASK_ROWS }; /* numbers from key to key in P and dS: keys x rows of a task, panel beside panel */
 
 _Static_assert((int)SA_TASK_ROWS == (int)SA_BACKWARD_ROWS, "the rows of a task are one chain of a key's gradient");
-_Static_assert(MAX_PANELS * (int)PANEL_LANES == (int)ROW_STRIDE, "panels fill the rows of P and dS");
+_Static_assert(MAX_PANELS *(int)PANEL_LANES == (int)ROW_STRIDE, "panels fill the rows of P and dS");
 
 struct backward_panel {
     struct query_panel panel;
@@ -24,9 +24,9 @@ struct backward_work {
     struct backward_panel panels[MAX_PANELS];
     int count;
     real *probabilities, *score_gradients, *capped; /* P, dS, and with a softcap the capped scores: keys x ROW_STRIDE */
-    real *query, *grad_out;                         /* query * scale and grad_out: rows x dim, padded to whole vectors */
-    real *sums;                                     /* pass 5: keys x PANEL_LANES, before they are added to a gradient */
-    int finite_query, finite_out;                   /* is every number of the rows finite? */
+    real *query, *grad_out;       /* query * scale and grad_out: rows x dim, padded to whole vectors */
+    real *sums;                   /* pass 5: keys x PANEL_LANES, before they are added to a gradient */
+    int finite_query, finite_out; /* is every number of the rows finite? */
 };
 
 static ptrdiff_t whole_vectors(ptrdiff_t n)

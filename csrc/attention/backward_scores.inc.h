@@ -46,7 +46,9 @@ static void score_gradient_block(const struct sa_attention *a, const struct sa_a
                                  struct backward_panel *g, struct key_block *b, real *score_gradients)
 {
     const struct query_panel *p = &g->panel;
-    real *factors = a->options.dropout != 0.0 ? b->bias : NULL; /* the bias is in the scores by now, so its buffer is free: keys x width */
+    real *factors = a->options.dropout != 0.0
+                        ? b->bias
+                        : NULL; /* the bias is in the scores by now, so its buffer is free: keys x width */
     for (ptrdiff_t i = 0; factors && i < (b->last - b->first) * p->width; i += LANES)
         vstore(factors + i, vsplat(1.0f));
     if (factors) drop(a, t, p, b->first, b->last, factors, p->width);

@@ -23,9 +23,10 @@ struct decode_rows {
     real key_scales[SA_KEY_BLOCK], value_scales[SA_KEY_BLOCK]; /* of int8 */
     real scores[DECODE_ROWS * DECODE_STRIDE];                  /* rows x keys; then the probabilities */
     ptrdiff_t n;                                               /* keys of the block */
-    ptrdiff_t distance, prefetched, count; /* in rows: how far ahead to prefetch; how many are prefetched, of how many */
-    ptrdiff_t bytes;                                           /* bytes of a row, from the start of its first cache line */
-    int from_memory;                                           /* the keys and values of the call exceed SA_DECODE_CACHE_BYTES */
+    ptrdiff_t distance, prefetched,
+        count;       /* in rows: how far ahead to prefetch; how many are prefetched, of how many */
+    ptrdiff_t bytes; /* bytes of a row, from the start of its first cache line */
+    int from_memory; /* the keys and values of the call exceed SA_DECODE_CACHE_BYTES */
 };
 
 /* Does the panel have few rows, and keys and values of contiguous rows? */
@@ -210,7 +211,7 @@ static void load_remainder(enum sa_dtype dtype, const char *const *rows, ptrdiff
 
 /* chain[row] += the products of the last `dims` dimensions. Shapes are those of decode_scores_step. */
 INLINE void decode_scores_remainder(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
-                               ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
+                                    ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
 {
     vreal square[4 * LANES]; /* dims x LANES: one step of int8 has 4 * LANES dimensions */
     load_remainder(dtype, rows, at, dims, square);
@@ -244,7 +245,8 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
             if (dim - d >= step)
                 decode_scores_step(dtype, count, rows, at, query + d * count, scale[v], chain + v * count);
             else
-                decode_scores_remainder(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
+                decode_scores_remainder(dtype, count, rows, at, dim - d, query + d * count, scale[v],
+                                        chain + v * count);
         }
         prefetch_to(f, (from += part) / PREFETCH_UNIT);
         if ((d + step) % SA_SCORE_CHAIN == 0 || d + step >= dim) {

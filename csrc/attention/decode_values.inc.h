@@ -51,7 +51,8 @@ INLINE void decode_values_tile(const enum sa_dtype dtype, const int count, const
     const int width = number_bytes(dtype);
     vreal sum[DECODE_ROWS * 8];
     ptrdiff_t dims = smaller(vectors * LANES, s->dim - d), part = dims * PREFETCH_UNIT / s->dim;
-    ptrdiff_t from = ((f->values - f->rows) + f->distance + first) * PREFETCH_UNIT + (last - first) * d * PREFETCH_UNIT / s->dim;
+    ptrdiff_t from =
+        ((f->values - f->rows) + f->distance + first) * PREFETCH_UNIT + (last - first) * d * PREFETCH_UNIT / s->dim;
     const int whole = vectors > 1 || dims == LANES, split = dtype == SA_BFLOAT16 && vectors % 2 == 0;
 #pragma GCC unroll 64
     for (int i = 0; i < count * vectors; ++i) {

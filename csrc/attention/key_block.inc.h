@@ -17,15 +17,15 @@ struct key_block {
     real *scores;          /* keys x lanes, `stride` numbers from key to key; then the probabilities */
     real *bias;            /* keys x width */
     ptrdiff_t stride;
-    real *capped;          /* NULL, or a copy of the capped scores, as scores lie */
-    real max[PANEL_LANES]; /* of the scores of each lane */
-    int ranged;            /* the range of a lane begins or ends inside the block */
+    real *capped;                                 /* NULL, or a copy of the capped scores, as scores lie */
+    real max[PANEL_LANES];                        /* of the scores of each lane */
+    int ranged;                                   /* the range of a lane begins or ends inside the block */
     integer begin[PANEL_LANES], end[PANEL_LANES]; /* the visible keys of each lane, counted from `first` */
     int partly_visible; /* enough hidden keys to leave out vectors of lanes (visible_vectors.inc.h) */
     enum biased biased;
     struct key_source keys, values;
-    int prefetch_enabled;             /* keys and values that are read where they lie are prefetched */
-    int prefetch_pending;             /* the keys and values of the block are still to be prefetched */
+    int prefetch_enabled;              /* keys and values that are read where they lie are prefetched */
+    int prefetch_pending;              /* the keys and values of the block are still to be prefetched */
     struct prefetch_rows next_task[2]; /* queries and outputs of the next task, prefetched with the next values */
     ptrdiff_t next_task_rows;          /* rows of next_task that are still to be prefetched */
 };

@@ -11,12 +11,12 @@
 struct key_source {
     const struct sa_array *array;
     const char *data, *scale; /* of the item's head */
-    ptrdiff_t scale_row; /* bytes from scale to scale */
-    ptrdiff_t width;     /* head_dim of keys, value_dim of values */
-    int keys_per_step;     /* 2 where TERMS == 2 and a pair is two keys (values), else 1 */
-    real *copy;            /* SA_KEY_BLOCK x width; NULL where nothing needs to be gathered */
-    ptrdiff_t first, last; /* the keys first .. last - 1 to gather: all of the block that a panel may see */
-    int copied;            /* the keys of this block are in `copy` */
+    ptrdiff_t scale_row;      /* bytes from scale to scale */
+    ptrdiff_t width;          /* head_dim of keys, value_dim of values */
+    int keys_per_step;        /* 2 where TERMS == 2 and a pair is two keys (values), else 1 */
+    real *copy;               /* SA_KEY_BLOCK x width; NULL where nothing needs to be gathered */
+    ptrdiff_t first, last;    /* the keys first .. last - 1 to gather: all of the block that a panel may see */
+    int copied;               /* the keys of this block are in `copy` */
 };
 
 /* Do the rows of the keys share few sets of the L1 cache, and are they read often? Rows a multiple of 4096 bytes apart
@@ -159,9 +159,9 @@ static struct prefetch_rows prefetch_key_rows(const struct sa_attention *a, cons
 {
     int usable = is_due && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
     return usable ? (struct prefetch_rows){.data = s->data + key * s->array->row,
-                                          .row = s->array->row,
-                                          .bytes = s->width * s->array->col}
-                 : (struct prefetch_rows){0};
+                                           .row = s->array->row,
+                                           .bytes = s->width * s->array->col}
+                  : (struct prefetch_rows){0};
 }
 
 #endif

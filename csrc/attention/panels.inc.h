@@ -8,10 +8,13 @@
 #include "attention/values_by_row.inc.h"
 
 enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, SHARED_PANELS = SA_SHARED_PANELS * MAX_PANELS };
-_Static_assert(SHARED_PANELS * (int)PANEL_LANES == (int)SA_SHARED_PANELS * (int)SA_TASK_ROWS,
+_Static_assert(SHARED_PANELS *(int)PANEL_LANES == (int)SA_SHARED_PANELS * (int)SA_TASK_ROWS,
                "the panels of a call hold the rows of its largest task");
 
-enum { BUFFER_GAP = 64 / (int)sizeof(real) /* numbers between two buffers: one cache line, so that buffers are not 4096 bytes apart */ };
+enum {
+    BUFFER_GAP = 64 /
+    (int)sizeof(real) /* numbers between two buffers: one cache line, so that buffers are not 4096 bytes apart */
+};
 
 /* Buffers one after the other in a workspace. Without a base a buffer has no address, and only the size is counted. */
 struct layout {

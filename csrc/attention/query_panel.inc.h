@@ -16,13 +16,13 @@ struct softmax_state {
 };
 
 struct query_panel {
-    int nv, width;        /* vectors of lanes, and nv * LANES */
-    ptrdiff_t row0, rows; /* the rows row0 .. row0 + rows - 1 of the key head, rows <= width */
-    real *query;          /* head_dim x width */
-    int by_rows;          /* outputs are rows x value_dim */
-    struct softmax_state span, total;                /* of the current span, and of all spans before it */
-    real inverse[PANEL_LANES];                       /* 1 / sum, the factor of the outputs of `total` */
-    real sink_max[PANEL_LANES];                      /* the larger of maximum and sink, as a natural logit */
+    int nv, width;                    /* vectors of lanes, and nv * LANES */
+    ptrdiff_t row0, rows;             /* the rows row0 .. row0 + rows - 1 of the key head, rows <= width */
+    real *query;                      /* head_dim x width */
+    int by_rows;                      /* outputs are rows x value_dim */
+    struct softmax_state span, total; /* of the current span, and of all spans before it */
+    real inverse[PANEL_LANES];        /* 1 / sum, the factor of the outputs of `total` */
+    real sink_max[PANEL_LANES];       /* the larger of maximum and sink, as a natural logit */
     ptrdiff_t first[PANEL_LANES], last[PANEL_LANES]; /* lane i sees the keys first[i] <= key < last[i] */
     ptrdiff_t position[PANEL_LANES];                 /* of the query among the keys */
     ptrdiff_t min_first, max_first, min_last, max_last;

@@ -54,8 +54,8 @@ static int score_block(const struct sa_attention *a, const struct sa_attention_t
         ptrdiff_t next = b->first + (gathered ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
         struct prefetch_rows prefetch[2] = {prefetch_key_rows(a, &b->keys, next, is_due),
                                             prefetch_key_rows(a, &b->values, b->first, is_due)};
-        multiply_keys(p, b, steps(a->head_dim), SA_SCORE_CHAIN / TERMS, keys, p->query, scores, is_final ? b->max : NULL,
-                      prefetch);
+        multiply_keys(p, b, steps(a->head_dim), SA_SCORE_CHAIN / TERMS, keys, p->query, scores,
+                      is_final ? b->max : NULL, prefetch);
     }
     if (!is_final) finish_scores(a, t, p, scaling, b);
     return 1;

@@ -12,8 +12,9 @@
 /* Numbers from row to row of a block: an odd number of vectors, so that the rows spread over all sets of the caches. */
 enum { COLUMNS_STRIDE = SA_WEIGHT_GRADIENT_BYTES / sizeof(real) + LANES };
 
-_Static_assert(SA_WEIGHT_GRADIENT_BYTES % (SA_WEIGHT_GRADIENT_COLUMNS * (int)sizeof(real)) == 0,
-               "the widest block is whole multiples of SA_WEIGHT_GRADIENT_COLUMNS, so that it fits into COLUMNS_STRIDE");
+_Static_assert(
+    SA_WEIGHT_GRADIENT_BYTES % (SA_WEIGHT_GRADIENT_COLUMNS * (int)sizeof(real)) == 0,
+    "the widest block is whole multiples of SA_WEIGHT_GRADIENT_COLUMNS, so that it fits into COLUMNS_STRIDE");
 _Static_assert(COLUMNS_STRIDE % LANES == 0, "the rows of a block begin at whole vectors");
 
 /* Bytes of the workspace: a block of x and a panel of grad_y. */

@@ -118,7 +118,8 @@ INLINE void vsplit(vreal *a, vreal *b)
 }
 INLINE void vinterleave(vreal *a, vreal *b)
 {
-    vreal first = __builtin_shufflevector(*a, *b, SA_LOW_PAIRS), second = __builtin_shufflevector(*a, *b, SA_HIGH_PAIRS);
+    vreal first = __builtin_shufflevector(*a, *b, SA_LOW_PAIRS),
+          second = __builtin_shufflevector(*a, *b, SA_HIGH_PAIRS);
     *a = first, *b = second;
 }
 #undef SA_EVEN_LANES

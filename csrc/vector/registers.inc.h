@@ -18,8 +18,10 @@ enum { MAX_NV = 2 };
 enum {
     MAX_TILE_ROWS = 8,
     PANEL_LANES = MAX_NV * LANES,
-    WIDE_VECTORS = SA_VECTOR_BYTES == 64, /* panels of many lanes: outputs by rows and partly visible blocks are worth while */
-    SHORT_PANELS = SA_VECTOR_BYTES == 32, /* panels of 16 queries: keys are read four times as often as with panels of 64 */
+    WIDE_VECTORS =
+            SA_VECTOR_BYTES == 64, /* panels of many lanes: outputs by rows and partly visible blocks are worth while */
+    SHORT_PANELS =
+            SA_VECTOR_BYTES == 32, /* panels of 16 queries: keys are read four times as often as with panels of 64 */
 };
 
 _Static_assert((int)SA_TASK_ROWS % (int)PANEL_LANES == 0, "a task is whole panels");
