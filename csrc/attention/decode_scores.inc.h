@@ -1,31 +1,35 @@
-/* few.inc.h -- a few rows (decoding): one query, or a group of heads, would leave most lanes empty.
+/* decode_scores.inc.h -- pass 1 for few rows (decoding), whose queries would leave most lanes empty.
  *
- * Keys are in the lanes of the scores, dimensions in those of the outputs, and both are kept row by row. Every sum is the
- * same chain as in tile.inc.h, so the bits are the same. Keys and values are read once, in their own type wherever they
- * lie: what is widened, or scaled, is so in registers. */
+ *   S[row, key] = sum over head_dim of query[dim, row] (broadcast) * key[dim, key]     keys in the lanes
+ *   O[row, dim] += sum over keys of P[row, key] (broadcast) * value[key, dim]          dimensions in the lanes
+ *
+ * (The second product is in decode_values.inc.h.) Every sum is the same chain as in tile.inc.h, so the bits are the same.
+ * Keys and values are read once, where they lie, in their own dtype; they are widened and scaled in registers. */
 #ifndef SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 #define SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 
 #include "attention/key_block.inc.h"
 
 enum { DECODE_ROWS = LANES < 8 ? LANES : 8, DECODE_STRIDE = SA_KEY_BLOCK };
-enum { PREFETCH_UNIT = 256 }; /* fractions of a row in which the prefetch position is counted */
+enum { PREFETCH_UNIT = 256 }; /* the prefetch position is counted in 1/256 of a row */
 
-/* Behind the one vector of queries, and of outputs, that a panel of few rows fills, the same numbers lie row by row. */
-_Static_assert((int)LANES + (int)DECODE_ROWS <= (int)PANEL_LANES, "a panel has room for its few rows twice");
+/* A panel of few rows fills one vector of its buffers; behind it lie the same numbers row by row. */
+_Static_assert((int)LANES + (int)DECODE_ROWS <= (int)PANEL_LANES, "a panel has space for its few rows twice");
 
-/* The rows of a block in the order in which they are read: its keys, its values, and the keys that come next. */
+/* The rows of a block in the order in which they are read: its keys, its values, and the keys of the next block. */
 struct decode_rows {
     const char *rows[3 * SA_KEY_BLOCK];
     const char **keys, **values;
     real key_scales[SA_KEY_BLOCK], value_scales[SA_KEY_BLOCK]; /* of int8 */
-    real scores[DECODE_ROWS * DECODE_STRIDE];                  /* row by row; then weights */
-    ptrdiff_t n, distance, prefetched, count;                  /* rows prefetched, of so many */
-    ptrdiff_t bytes;                                           /* of a row, from the start of its first line */
-    int from_memory;                                           /* too many for the caches */
+    real scores[DECODE_ROWS * DECODE_STRIDE];                  /* rows x keys; then the probabilities */
+    ptrdiff_t n;                                               /* keys of the block */
+    ptrdiff_t distance, prefetched,
+        count;       /* in rows: how far ahead to prefetch; how many are prefetched, of how many */
+    ptrdiff_t bytes; /* bytes of a row, from the start of its first cache line */
+    int from_memory; /* the keys and values of the call exceed SA_DECODE_CACHE_BYTES */
 };
 
-/* Is the panel one of few rows, whose keys and values are contiguous? */
+/* Does the panel have few rows, and keys and values of contiguous rows? */
 static int is_decode(const struct sa_attention *a, const struct query_panel *p)
 {
     ptrdiff_t width = size_of(a->kv_dtype);
@@ -33,13 +37,13 @@ static int is_decode(const struct sa_attention *a, const struct query_panel *p)
            (!a->value.data || a->value.col == width) && (SA_REAL == SA_FLOAT32 || a->kv_dtype == SA_REAL);
 }
 
-/* The rows that a kernel takes: 1, 2, 4 or 8, as far as DECODE_ROWS. */
+/* The rows that a kernel takes: 1, 2, 4 or 8, at most DECODE_ROWS. */
 INLINE int decode_row_count(ptrdiff_t rows)
 {
     return rows <= 2 ? (int)rows : rows <= 4 ? 4 : DECODE_ROWS;
 }
 
-/* The kernel for so many rows, of which it then is one for a constant. */
+/* Calls `function` with the number of rows, rounded up, as a constant. */
 #define SA_BY_ROWS(rows, function, ...)                                                                                \
     if (rows == 1)                                                                                                     \
         function(1, __VA_ARGS__);                                                                                      \
@@ -50,7 +54,7 @@ INLINE int decode_row_count(ptrdiff_t rows)
     else                                                                                                               \
         function(DECODE_ROWS, __VA_ARGS__)
 
-/* The queries of a panel side by side, dim x decode_row_count(rows): behind the panel. */
+/* The queries of a panel, dim x decode_row_count(rows): behind the panel itself, which is dim x width. */
 static real *decode_query(const struct query_panel *p, ptrdiff_t dim)
 {
     return p->query + dim * p->width;
@@ -67,7 +71,7 @@ static void set_decode_query(const struct query_panel *p, ptrdiff_t dim)
 static void set_row_addresses(const struct sa_attention *a, const struct sa_attention_task *t,
                               const struct key_source *s, ptrdiff_t first, ptrdiff_t n, const char **rows)
 {
-    for (ptrdiff_t i = 0; i < n;) { /* page by page */
+    for (ptrdiff_t i = 0; i < n;) { /* one page after the other */
         ptrdiff_t in_page = t->pages ? smaller(n - i, a->page_size - (first + i) % a->page_size) : n;
         const char *row = row_address(a, t, s, first + i);
         for (ptrdiff_t j = 0; j < in_page; ++j)
@@ -76,7 +80,7 @@ static void set_row_addresses(const struct sa_attention *a, const struct sa_atte
     }
 }
 
-/* The scales of n keys, and as those past the end that of the last again. */
+/* scales[key] of n keys, 1 without scales. The last scale fills the places up to `padded`. */
 static void set_scales(const struct key_source *s, ptrdiff_t first, ptrdiff_t n, ptrdiff_t padded, real *scales)
 {
     for (ptrdiff_t i = 0; i < n; ++i)
@@ -85,7 +89,7 @@ static void set_scales(const struct key_source *s, ptrdiff_t first, ptrdiff_t n,
         scales[i] = scales[n - 1];
 }
 
-/* The addresses and scales of the keys first .. last - 1 of a block, and what will be read next. */
+/* The addresses and scales of the keys of a block, and of the rows that will be read next. */
 static void set_decode_rows(const struct sa_attention *a, const struct sa_attention_task *t,
                             const struct query_panel *p, const struct key_block *b, struct decode_rows *f)
 {
@@ -110,8 +114,8 @@ static void set_decode_rows(const struct sa_attention *a, const struct sa_attent
     set_scales(&b->values, b->first, n, n, f->value_scales);
 }
 
-/* The rows up to `end` are prefetched, and again those a third and two thirds nearer: the processor drops what it has no room
- * for while many lines are on their way from memory, and each that is missing costs a whole latency. */
+/* Prefetches the rows before `end`, and once more the rows a third and two thirds of the distance nearer. The processor
+ * drops a prefetch while too many lines are on their way from memory, and a line that is missing costs a whole latency. */
 static __attribute__((noinline)) void prefetch_repeatedly(struct decode_rows *f, ptrdiff_t end)
 {
     const ptrdiff_t bytes = f->bytes, third = f->distance / 3;
@@ -126,7 +130,7 @@ static __attribute__((noinline)) void prefetch_repeatedly(struct decode_rows *f,
     }
 }
 
-/* Fetches the rows up to `row`, in the order of memory. */
+/* Prefetches the rows before `row`, in the order of memory. */
 INLINE void prefetch_to(struct decode_rows *f, ptrdiff_t row)
 {
     const ptrdiff_t end = smaller(row, f->count);
@@ -151,7 +155,7 @@ INLINE int number_bytes(const enum sa_dtype dtype)
     return dtype == SA_REAL ? (int)sizeof(real) : dtype == SA_INT8 ? 1 : 2;
 }
 
-/* LANES numbers, or as many as LANES lanes hold packed. */
+/* LANES * packed_dimensions(dtype) numbers. */
 INLINE vreal decode_load(const enum sa_dtype dtype, const char *at)
 {
     (void)dtype;
@@ -161,7 +165,7 @@ INLINE vreal decode_load(const enum sa_dtype dtype, const char *at)
     return vload((const real *)at);
 }
 
-/* The numbers that lie at one place in all lanes. */
+/* Dimension `part` of each lane, as numbers. */
 INLINE vreal decode_unpack(const enum sa_dtype dtype, vreal packed, const int part)
 {
     if (dtype == SA_BFLOAT16) return part ? (vreal)((vbits)packed & 0xffff0000) : (vreal)((vbits)packed << 16);
@@ -171,7 +175,8 @@ INLINE vreal decode_unpack(const enum sa_dtype dtype, vreal packed, const int pa
 
 /* ---- scores ---- */
 
-/* chain[row] += the products of LANES keys' dimensions with `count` rows of queries; query: dim x count. */
+/* chain[row] += the products of LANES keys with `count` rows of queries, over the dimensions of one step. `at`: bytes
+ * from the start of a row. query: dimensions x count. chain: count vectors of keys. */
 INLINE void decode_scores_step(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
                                const real *query, vreal scale, vreal *chain)
 {
@@ -193,7 +198,7 @@ INLINE void decode_scores_step(const enum sa_dtype dtype, const int count, const
         }
 }
 
-/* LANES rows' last numbers, turned; fewer than a step takes. */
+/* square: dims x LANES keys = the last `dims` numbers of LANES rows; fewer than one step has. */
 static void load_remainder(enum sa_dtype dtype, const char *const *rows, ptrdiff_t at, ptrdiff_t dims, vreal *square)
 {
     for (ptrdiff_t d = 0; d < dims; d += LANES, square += LANES) {
@@ -204,11 +209,11 @@ static void load_remainder(enum sa_dtype dtype, const char *const *rows, ptrdiff
     }
 }
 
-/* chain[row] += the products of these. */
+/* chain[row] += the products of the last `dims` dimensions. Shapes are those of decode_scores_step. */
 INLINE void decode_scores_remainder(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
-                               ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
+                                    ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
 {
-    vreal square[4 * LANES]; /* as many as a step may take */
+    vreal square[4 * LANES]; /* dims x LANES: one step of int8 has 4 * LANES dimensions */
     load_remainder(dtype, rows, at, dims, square);
 #pragma GCC unroll 1
     for (ptrdiff_t d = 0; d < dims; ++d) {
@@ -220,7 +225,7 @@ INLINE void decode_scores_remainder(const enum sa_dtype dtype, const int count, 
     }
 }
 
-/* vectors * LANES keys' scores from the key `first` of the block on: scores[row][key]. */
+/* f->scores[row, key] of vectors * LANES keys, from key `first` of the block on. query: dim x count. */
 INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
                                ptrdiff_t first, ptrdiff_t dim, const real *query)
 {
@@ -240,7 +245,8 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
             if (dim - d >= step)
                 decode_scores_step(dtype, count, rows, at, query + d * count, scale[v], chain + v * count);
             else
-                decode_scores_remainder(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
+                decode_scores_remainder(dtype, count, rows, at, dim - d, query + d * count, scale[v],
+                                        chain + v * count);
         }
         prefetch_to(f, (from += part) / PREFETCH_UNIT);
         if ((d + step) % SA_SCORE_CHAIN == 0 || d + step >= dim) {
@@ -264,7 +270,7 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
 INLINE void decode_scores_of(const int count, const enum sa_dtype dtype, struct decode_rows *f, ptrdiff_t dim,
                              const real *query)
 {
-    const int vectors = count <= 2 && dtype != SA_REAL ? 2 : 1; /* of keys: their chains overlap */
+    const int vectors = count <= 2 && dtype != SA_REAL ? 2 : 1; /* of keys, whose chains of additions overlap */
     ptrdiff_t k = 0;
     for (; k + (vectors - 1) * LANES < f->n; k += vectors * LANES)
         decode_scores_tile(dtype, count, vectors, f, k, dim, query);
@@ -288,7 +294,7 @@ static void decode_scores(enum sa_dtype dtype, ptrdiff_t rows, struct decode_row
 #endif
 }
 
-/* The scores of a few rows, row by row. */
+/* Pass 1 of a panel of few rows: f->scores becomes rows x DECODE_STRIDE keys. */
 static void score_decode(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                          const struct key_block *b, struct decode_rows *f)
 {
@@ -296,12 +302,12 @@ static void score_decode(const struct sa_attention *a, const struct sa_attention
     decode_scores(a->kv_dtype, p->rows, f, a->head_dim, decode_query(p, a->head_dim));
 }
 
-/* Row by row becomes key by key, as masks and the softmax of panels know it; and back. */
+/* rows x keys becomes keys x lanes, as masks and softmax.inc.h need it; and back. */
 static void decode_to_panel(const struct decode_rows *f, ptrdiff_t rows, struct lane_rows panel)
 {
     for (ptrdiff_t k = 0; k < f->n; k += LANES) {
         vreal square[LANES];
-        for (int i = 0; i < LANES; ++i) /* lanes without a row: anything */
+        for (int i = 0; i < LANES; ++i) /* lanes without a row repeat row 0 */
             square[i] = vload(f->scores + (i < rows ? i : 0) * DECODE_STRIDE + k);
         vtranspose(square);
         for (ptrdiff_t j = 0; j < smaller(LANES, f->n - k); ++j)

@@ -11,10 +11,14 @@ struct backward_job {
     size_t workspace;
 };
 
-enum part { ROW_GRADIENTS, KEY_GRADIENTS, ALL_GRADIENTS }; /* of the gradients: the queries' and their heads'; the keys' and values' */
+enum part {
+    ROW_GRADIENTS,
+    KEY_GRADIENTS,
+    ALL_GRADIENTS
+}; /* of queries, sinks and slopes; of keys and values; of all */
 enum { ALL_KEYS = -1 };
 
-/* A task's part in the gradients. */
+/* The gradients that `part` names, of one task and one span of keys, or all keys. */
 static int run_backward(const struct backward_job *job, struct sa_attention_task t, enum part part, ptrdiff_t span,
                         void *workspace)
 {
@@ -24,7 +28,7 @@ static int run_backward(const struct backward_job *job, struct sa_attention_task
     return job->kernels->attention_backward(job->args, &t, first, span == ALL_KEYS ? PTRDIFF_MAX : last, workspace);
 }
 
-/* All tasks of a head, in order. */
+/* All tasks of a key head, in order. */
 static int backward_head(const struct backward_job *job, ptrdiff_t head_index, enum part part, ptrdiff_t span)
 {
     const struct sa_attention *a = job->args;
@@ -59,7 +63,7 @@ static int backward_rows_task(void *context, ptrdiff_t index)
     return run_backward(job, sa_attention_task_at(job->args, &job->tasks, index), ROW_GRADIENTS, ALL_KEYS, workspace);
 }
 
-/* Is the item the one of this number among those that have a bias of their own? */
+/* Does the item have the bias of this number? Biases are numbered over the leading dimensions that are not broadcast. */
 static int has_same_bias(const struct sa_attention *a, const struct sa_array *bias, ptrdiff_t item, ptrdiff_t number)
 {
     for (int d = a->num_leading - 1; d >= 0; --d) {
@@ -72,21 +76,23 @@ static int has_same_bias(const struct sa_attention *a, const struct sa_array *bi
     return 1;
 }
 
-/* Does every row of the bias belong to one task? Not where all heads have the same one and a query's heads, a group,
- * lie in two tasks. */
+/* Does every row of the bias belong to one task? Not where all heads have the same bias, and the group of a query may lie
+ * in two tasks. */
 static int rows_have_one_task(const struct sa_attention *a, const struct sa_array *bias)
 {
     return bias->row && (bias->head || SA_TASK_ROWS % sa_group(a) == 0);
 }
 
-/* One task for each of the bias' own dimensions; what it is broadcast over is summed in order within the task. */
+/* One task for each item, key head and 64 rows of the bias that are not broadcast. The task sums over the broadcast
+ * dimensions in order. */
 static int backward_bias_task(void *context, ptrdiff_t index)
 {
     const struct backward_job *job = context;
     const struct sa_attention *a = job->args;
     const struct sa_array *bias = &a->grad_bias;
     ptrdiff_t tasks = job->tasks.per_head; /* packed batches have no such gradient */
-    ptrdiff_t fixed_task = rows_have_one_task(a, bias) ? index % tasks : -1, remainder = fixed_task < 0 ? index : index / tasks;
+    ptrdiff_t fixed_task = rows_have_one_task(a, bias) ? index % tasks : -1,
+              remainder = fixed_task < 0 ? index : index / tasks;
     ptrdiff_t fixed_head = bias->head ? remainder % a->num_kv_heads : -1;
     remainder = bias->head ? remainder / a->num_kv_heads : remainder;
     void *workspace = sa_workspace(job->workspace);
@@ -105,7 +111,7 @@ static int backward_bias_task(void *context, ptrdiff_t index)
     return status;
 }
 
-/* One task for each key head: its group's part of the relative bias, summed over all items and tasks in order. */
+/* The relative bias of one key head's group: the sum over all items and tasks, in order. */
 static int backward_relative_task(void *context, ptrdiff_t kv_head)
 {
     const struct backward_job *job = context;
@@ -134,8 +140,8 @@ static ptrdiff_t bias_tasks(const struct sa_attention *a)
     return tasks;
 }
 
-/* Head by head, each task's five products at once; or, where there are too few heads for the threads, the rows' gradients
- * first and then the keys', at seven products in all. The sums are the same to the last bit. */
+/* Either head by head, five products for each task. Or, with too few heads for the threads, first the gradients of rows,
+ * then those of keys: seven products in all. The sums are the same to the last bit. */
 int sa_attention_backward_run(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     if (a->dtype == SA_FLOAT64) kernels = kernels->float64;

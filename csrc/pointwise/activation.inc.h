@@ -1,4 +1,4 @@
-/* activation.inc.h -- the functions between the two linear layers of a feed-forward network. */
+/* activation.inc.h -- activations, and gates: the functions between the two linear layers of a feed-forward network. */
 #ifndef SELFATTN_POINTWISE_ACTIVATION_INC_H
 #define SELFATTN_POINTWISE_ACTIVATION_INC_H
 
@@ -102,7 +102,7 @@ INLINE vreal gelu_exponential(vreal t, vbits *down)
     return monic(GELU_E, SA_DEGREE(GELU_E) + 1, f);
 }
 
-/* x / 2^down for x >= 0; where no normal number is left it fades to 0, as negative bits are negative numbers. */
+/* x / 2^down for x >= 0; 0 where the result would be below the normal numbers: its bits would be negative. */
 INLINE vreal scaled_down(vreal x, vbits down)
 {
     return vmax((vreal)((vbits)x - down), vsplat(0.0f));
@@ -125,6 +125,7 @@ INLINE vreal gelu_tail_slope(vreal t)
 }
 #endif
 
+/* -|x| */
 INLINE vreal minus_size(vreal x)
 {
     return (vreal)((vint)x | (vint)vsplat(-0.0f));
@@ -132,11 +133,11 @@ INLINE vreal minus_size(vreal x)
 
 INLINE vreal gelu_vector(vreal x)
 {
-    vreal t = vmax(minus_size(x), vsplat(GELU_IS_0)); /* a number even where x is NaN, which max(0, x) keeps */
+    vreal t = vmax(minus_size(x), vsplat(GELU_IS_0)); /* finite even where x is NaN; max(0, x) keeps the NaN */
     return vfma(t, gelu_tail(t), vmax(vsplat(0.0f), x));
 }
 
-/* 1 / (1 + e), e = exp(-x), which is left at 1 where the result is 0. */
+/* 1 / (1 + e), e = exp(-x). Where the result is 0, e is 1. */
 INLINE vreal sigmoid_and_exponential(vreal x, vreal *e)
 {
     vreal power = x * vsplat(-LOG2E);
@@ -175,6 +176,7 @@ INLINE vreal activate_vector(enum sa_activation kind, vreal x)
     }
 }
 
+/* x: (n,), in place. */
 static void activate(enum sa_activation kind, void *data, ptrdiff_t n)
 {
     real *x = data;
@@ -187,7 +189,7 @@ static void activate(enum sa_activation kind, void *data, ptrdiff_t n)
     }
 }
 
-/* y[row] = act(gate[row]) * up[row], where a row of gate_up is [gate | up], each `width` wide. */
+/* y[row] = act(gate[row]) * up[row]. gate_up: rows x (gate | up), 2 * width numbers a row. y: rows x width. */
 static void gate(enum sa_activation kind, const void *gates, ptrdiff_t rows, ptrdiff_t width, void *result)
 {
     const real *gate_up = gates;

@@ -1,4 +1,4 @@
-/* rotary.inc.h -- rotary positions: the channel pairs of queries and keys turn by the angles of their position.
+/* rotary.inc.h -- rotary positions: pairs of channels of queries and keys are rotated by the angles of their position.
  *
  *   first' = first * cos - second * sin        second' = second * cos + first * sin
  *
@@ -8,7 +8,7 @@
 
 #include "vector/convert.inc.h"
 
-/* Pairs of halves: vectors of first numbers and of second ones. */
+/* Pairs (i, i + pairs). x: (2 * pairs,). cosines, sines: (pairs,). */
 static void rotate_halves(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
 {
     for (ptrdiff_t i = 0; i < pairs; i += LANES) {
@@ -20,6 +20,7 @@ static void rotate_halves(real *x, const real *cosines, const real *sines, ptrdi
     }
 }
 
+/* Pairs (2i, 2i + 1). Shapes are those of rotate_halves. */
 static void rotate_neighbours(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
 {
     for (ptrdiff_t i = 0; i < pairs; ++i, x += 2) {
@@ -29,7 +30,7 @@ static void rotate_neighbours(real *x, const real *cosines, const real *sines, p
     }
 }
 
-/* Rows row0 .. row1 - 1, in place: the heads of a row lie side by side. */
+/* The rows row0 .. row1 - 1, in place. The heads of a row lie side by side. */
 static void rotary(const struct sa_rotary *r, ptrdiff_t row0, ptrdiff_t row1)
 {
     for (ptrdiff_t row = row0; row < row1; ++row) {

@@ -1,7 +1,7 @@
-/* A small pthread pool. Three ideas:
+/* pool.c -- a small pool of threads. Three ideas:
  *
- * - A job lives on its caller's stack. The caller takes its tasks from atomic counters like everybody else; the
- *   workers only help. A job is `open` while it wants more helpers, and over when its last helper has left.
+ * - A job lives on the stack of its caller. The caller takes tasks from atomic counters like every other thread; workers
+ *   only help. A job is `open` while it has places for helpers, and over when its last helper has left.
  * - An idle worker spins for some microseconds, bounded by the clock, then sleeps. Jobs that follow each other
  *   closely start without a system call; an idle pool uses no CPU.
  * - One lock guards the list of open jobs and the counts. It is held for a few instructions, never over a task, a
@@ -26,9 +26,9 @@ struct job {
     sa_task_function task;
     void *context;
     struct sa_task_shares *tasks;
-    struct job *next;   /* in pool.open, under the lock, as wanted */
-    int open_places;         /* helpers that may still join */
-    int core;           /* its caller's, when it began */
+    struct job *next;   /* in pool.open, under the lock, like open_places */
+    int open_places;    /* helpers that may still join */
+    int core;           /* of its caller, when the job began */
     int borrowed;       /* helpers from an OpenMP team: slots 1 to borrowed */
     atomic_int helpers; /* helpers inside */
     atomic_int slots;   /* of the workers who have joined */
@@ -38,12 +38,12 @@ struct job {
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t work, done;
-    struct job *open; /* jobs that want helpers, oldest first */
+    struct job *open; /* jobs with open places, oldest first */
     int workers, sleeping, cpus;
-    unsigned generation;                    /* counts the forks on the way to this process */
-    _Alignas(CACHE_LINE) atomic_int open_places; /* helpers wanted by all open jobs: what idle workers watch */
-    atomic_int idle;                        /* workers awake and without a job */
-    atomic_int waiting;                     /* callers asleep until their helpers leave */
+    unsigned generation;                         /* the number of forks on the way to this process */
+    _Alignas(CACHE_LINE) atomic_int open_places; /* of all open jobs; idle workers watch it */
+    atomic_int idle;                             /* workers awake and without a job */
+    atomic_int waiting;                          /* callers asleep until their helpers leave */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static _Thread_local struct thread {
@@ -57,7 +57,7 @@ static _Thread_local int poll_is_held;
 
 /* ---- time ---------------------------------------------------------------------------------------------------- */
 
-/* When a thread that starts to spin now has to stop: at once where it would keep a core from those at work. */
+/* The time at which a thread that starts to spin now has to stop. 0: at once, because all cores have work. */
 static int64_t spin_end(void)
 {
     return pool.cpus > 1 && atomic_load(&pool.idle) < pool.cpus ? sa_clock_ns() + SPIN_NS : 0;
@@ -106,9 +106,9 @@ static void poll_if_due(struct job *job)
     int status = poll();
     sa_resume_workspace(workspace);
     this_thread = saved;
-    this_thread.polled = sa_clock_ns(); /* which no tick is ahead of: so never sooner than POLL_NS from here */
+    this_thread.polled = sa_clock_ns(); /* no tick is ahead of this clock, so the next poll is at least POLL_NS away */
     if (pool.generation != generation && atomic_exchange(&job->helpers, 0) > 0)
-        status = SA_INTERRUPTED; /* a forked child: the helpers, and what they were at, stayed behind */
+        status = SA_INTERRUPTED; /* a forked child: helpers and their tasks stayed in the parent */
     if (status) cancel(job, SA_INTERRUPTED);
 }
 
@@ -202,10 +202,11 @@ static void *worker(void *unused)
     (void)unused;
     for (;;) {
         struct job *job = next_job();
-        /* Woken beside a caller that is at work, two threads would share a core until the scheduler notices. */
+        /* On the core of its caller, the two threads would share the core until the scheduler notices. */
         if (sa_core() == job->core) sa_leave_core(job->core);
         work_on(job, 1 + job->borrowed + atomic_fetch_add(&job->slots, 1));
-        atomic_fetch_add(&pool.idle, 1); /* before it leaves: the caller's next job wakes no sleeper for nothing */
+        atomic_fetch_add(&pool.idle,
+                         1); /* before it leaves, so that the next job of the caller wakes no sleeper in vain */
         leave(job);
     }
     return NULL;
@@ -301,7 +302,7 @@ static int run_serially(ptrdiff_t count, sa_task_function task, void *context)
     return SA_OK;
 }
 
-/* What a thread of another library's team does for a job. */
+/* The work of a thread of an OpenMP team for a job. */
 static void run_borrowed(void *context, int number)
 {
     struct job *job = context;
@@ -310,7 +311,7 @@ static void run_borrowed(void *context, int number)
     leave(job);
 }
 
-/* Helpers are the threads that OpenMP keeps awake beside us, and workers for the rest. */
+/* Helpers are first the threads that an OpenMP library keeps awake, then workers. */
 static void work_with(struct job *job, int helpers)
 {
     struct sa_openmp_loan loan = {.work = run_borrowed, .context = job};
@@ -333,7 +334,7 @@ static int run(ptrdiff_t count, sa_task_function task, void *context, int thread
     sa_deal_tasks(&tasks, count, in_order || helpers < 1 ? 1 : 1 + helpers);
     struct job job = {.task = task, .context = context, .tasks = &tasks, .core = sa_core()};
     int64_t now = sa_tick_ns();
-    if (now - this_thread.polled > POLL_NS) this_thread.polled = now; /* not for long: a short call needs no poll */
+    if (now - this_thread.polled > POLL_NS) this_thread.polled = now; /* a call of less than POLL_NS needs no poll */
     if (helpers > 0)
         work_with(&job, helpers);
     else
@@ -351,7 +352,7 @@ int sa_parallel_in_order(ptrdiff_t count, sa_task_function task, void *context, 
     return run(count, task, context, num_threads, true);
 }
 
-/* ---- birth and fork ------------------------------------------------------------------------------------------ */
+/* ---- start and fork ------------------------------------------------------------------------------------------ */
 
 static void init_conditions(void)
 {

@@ -1,4 +1,4 @@
-/* workspace.c -- scratch memory, one piece per thread, kept from task to task.
+/* workspace.c -- scratch memory, one piece for each thread, kept from task to task.
  *
  * A workspace is busy from a thread's first sa_workspace in a job until that thread leaves the job. Only its owner
  * touches a busy one, so the lock below is taken once per thread and job; sa_trim frees the memory of all others. */

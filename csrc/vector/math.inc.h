@@ -1,5 +1,5 @@
-/* math.inc.h -- 2^x and tanh lane by lane, and the logarithm of one number: the same operations in the same order
- * everywhere. Polynomials are minimax for the relative error; their coefficients begin with the constant. */
+/* math.inc.h -- 2^x and tanh lane by lane, and the logarithm of one number. Every instruction set does the same operations
+ * in the same order. Polynomials are minimax for the relative error; their coefficients begin with the constant. */
 #ifndef SELFATTN_VECTOR_MATH_INC_H
 #define SELFATTN_VECTOR_MATH_INC_H
 
@@ -54,7 +54,7 @@ INLINE vreal polynomial(const real *coefficients, const int degree, vreal x)
 INLINE vreal vexp2(vreal x)
 {
     const real ROUND = (real)(1.5 * (double)((int64_t)1 << MANTISSA_BITS) + BIAS_1); /* the ulp is 1 here */
-    x = vmax(vsplat(-(real)BIAS_1), x);                                         /* in this order NaN stays */
+    x = vmax(vsplat(-(real)BIAS_1), x); /* NaN as the second operand stays NaN */
     vreal rounded = x + vsplat(ROUND);
     vreal f = x - (rounded - vsplat(ROUND));
     return polynomial(EXP2, SA_DEGREE(EXP2), f) * (vreal)((vbits)rounded << MANTISSA_BITS);
