@@ -3,8 +3,8 @@
  *   S[row, key] = sum over head_dim of query[dim, row] (broadcast) * key[dim, key]     keys in the lanes
  *   O[row, dim] += sum over keys of P[row, key] (broadcast) * value[key, dim]          dimensions in the lanes
  *
- * (The second product is in decode_values.inc.h.) Every sum is the same chain as in tile.inc.h, so the bits are the same.
- * Keys and values are read once, where they lie, in their own dtype; they are widened and scaled in registers. */
+ * (The second product is in decode_values.inc.h.) Every sum is the same chain as in tile.inc.h, so the bits are the
+ * same. Keys and values are read once, where they lie, in their own dtype; they are widened and scaled in registers. */
 #ifndef SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 #define SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 
@@ -114,8 +114,9 @@ static void set_decode_rows(const struct sa_attention *a, const struct sa_attent
     set_scales(&b->values, b->first, n, n, f->value_scales);
 }
 
-/* Prefetches the rows before `end`, and once more the rows a third and two thirds of the distance nearer. The processor
- * drops a prefetch while too many lines are on their way from memory, and a line that is missing costs a whole latency. */
+/* Prefetches the rows before `end`, and once more the rows a third and two thirds of the distance nearer. The
+ * processor drops a prefetch while too many lines are on their way from memory, and a line that is missing costs a
+ * whole latency. */
 static __attribute__((noinline)) void prefetch_repeatedly(struct decode_rows *f, ptrdiff_t end)
 {
     const ptrdiff_t bytes = f->bytes, third = f->distance / 3;

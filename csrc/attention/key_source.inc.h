@@ -128,7 +128,8 @@ static void gather_key_rows(const struct sa_attention *a, const struct sa_attent
         gather_as(SA_INT8, a, t, s);
 }
 
-/* The operand of the keys first .. last - 1: keys x width; of values with TERMS == 2, steps x width. Gathers if needed. */
+/* The operand of the keys first .. last - 1: keys x width; of values with TERMS == 2, steps x width. Gathers if
+ * needed. */
 static struct operand gathered_rows(const struct sa_attention *a, const struct sa_attention_task *t,
                                     struct key_source *s, ptrdiff_t first, ptrdiff_t last)
 {

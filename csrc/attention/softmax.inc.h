@@ -15,8 +15,9 @@ static void begin_softmax(const struct query_panel *p, struct softmax_state *s)
     s->empty = 1;
 }
 
-/* The maximum becomes the larger of block_max and itself; `rescale` receives the factor of older sums and outputs. Returns
- * what to subtract from the scores: 0 instead of -inf, because -inf - -inf is NaN. All are one vector of lanes. */
+/* The maximum becomes the larger of block_max and itself; `rescale` receives the factor of older sums and outputs.
+ * Returns what to subtract from the scores: 0 instead of -inf, because -inf - -inf is NaN. All are one vector of
+ * lanes. */
 INLINE vreal raise_max(const real *block_max, real log2_scale, real *max, real *rescale)
 {
     vreal old = vload(max), new = vmax(vload(block_max), old);

@@ -97,8 +97,8 @@ struct sa_packed_weight {
     ptrdiff_t depth, width;
 };
 
-/* y = act(x W + b) + residual. x and y are of x_dtype and y_dtype: the dtype of the kernels, or of the operands of their
- * format. All other arrays are of the dtype of the kernels. */
+/* y = act(x W + b) + residual. x and y are of x_dtype and y_dtype: the dtype of the kernels, or of the operands of
+ * their format. All other arrays are of the dtype of the kernels. */
 struct sa_linear {
     const void *x, *bias, *residual; /* bias, residual: NULL if none */
     struct sa_packed_weight weight;

@@ -1,4 +1,5 @@
-/* half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to even). */
+/* half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to
+ * even). */
 #ifndef SELFATTN_VECTOR_HALF_INC_H
 #define SELFATTN_VECTOR_HALF_INC_H
 
