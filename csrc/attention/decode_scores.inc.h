@@ -210,7 +210,7 @@ static void load_remainder(enum sa_dtype dtype, const char *const *rows, ptrdiff
     }
 }
 
-/* chain[row] += the products of the last `dims` dimensions. Shapes are those of decode_scores_step. */
+/* chain[row] += the products of the last `dims` dimensions. Shapes are as in decode_scores_step. */
 INLINE void decode_scores_remainder(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
                                     ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
 {

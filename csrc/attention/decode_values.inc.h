@@ -14,7 +14,7 @@ struct decode_sums {
 };
 
 /* The v-th vector of numbers of a row. With `split`, one vector of memory holds the bfloat16 numbers of two: even v
- * receives the numbers of even index, odd v those of odd index. */
+ * receives the numbers of even index, odd v the numbers of odd index. */
 INLINE vreal decode_value(const enum sa_dtype dtype, const int split, const char *row, const int v)
 {
     if (split) return decode_unpack(dtype, vload((const real *)(row + v / 2 * SA_VECTOR_BYTES)), v % 2);

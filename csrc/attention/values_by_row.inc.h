@@ -3,7 +3,7 @@
  *   O[row, dim] (+)= sum over the keys of P[row, key] (broadcast) * V[key, dim]
  *
  * No transpose is needed on the way out, and each tile of rows multiplies only the values of keys that its rows see.
- * The probabilities are those of the panel, keys x lanes. Every sum is the same chain as with the rows in the lanes. */
+ * The probabilities are keys x lanes, as in the panel. Every sum is the same chain as with the rows in the lanes. */
 #ifndef SELFATTN_ATTENTION_VALUES_BY_ROW_INC_H
 #define SELFATTN_ATTENTION_VALUES_BY_ROW_INC_H
 

@@ -1,6 +1,6 @@
 /* product.inc.h -- products of any number of rows and any depth, made of tiles.
  *
- * The parameters of all functions are those of tile (tile.inc.h), without its limit on rows, and with
+ * The parameters of all functions have the meaning that they have for tile (tile.inc.h), without its limit on rows; and
  *
  *   lanes     (nv * LANES,) factors for TILE_RESCALE; (rows,) factors for TILE_RESCALE_ROWS; (nv * LANES,) maxima,
  *             written by TILE_MAX and TILE_ADD_MAX; otherwise NULL

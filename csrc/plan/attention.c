@@ -31,7 +31,7 @@ struct attention_job {
     struct sa_attention_tasks tasks;
     struct split split;  /* forward */
     ptrdiff_t spans;     /* of the keys of one item */
-    ptrdiff_t next_task; /* the likely next task of a thread is so many further on */
+    ptrdiff_t next_task; /* tasks from one task of a thread to its likely next one */
     size_t workspace;
     int (*compute)(const struct sa_attention *, const struct sa_attention_task *, void *); /* forward */
 };

@@ -91,7 +91,7 @@ static int backward_bias_task(void *context, ptrdiff_t index)
     const struct backward_job *job = context;
     const struct sa_attention *a = job->args;
     const struct sa_array *bias = &a->grad_bias;
-    ptrdiff_t tasks = job->tasks.per_head; /* packed batches have no such gradient */
+    ptrdiff_t tasks = job->tasks.per_head; /* packed batches have no gradient of a bias */
     ptrdiff_t fixed_task = rows_have_one_task(a, bias) ? index % tasks : -1,
               remainder = fixed_task < 0 ? index : index / tasks;
     ptrdiff_t fixed_head = bias->head ? remainder % a->num_kv_heads : -1;
@@ -142,7 +142,7 @@ static ptrdiff_t bias_tasks(const struct sa_attention *a)
 }
 
 /* Either head by head, five products for each task. Or, with too few heads for the threads, first the gradients of
- * rows, then those of keys: seven products in all. The sums are the same to the last bit. */
+ * rows, then the gradients of keys: seven products in all. The sums are the same to the last bit. */
 int sa_attention_backward_run(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     if (a->dtype == SA_FLOAT64) kernels = kernels->float64;

@@ -189,7 +189,7 @@ static void sum_rows(const void *data, ptrdiff_t rows, ptrdiff_t width, double *
     }
 }
 
-/* The sums of all chunks are added to those of the first, in order, and rounded into result: (width,). stride:
+/* The sums of all chunks are added to the sums of the first, in order, and rounded into result: (width,). stride:
  * numbers from chunk to chunk. */
 static void add_sums(double *sums, ptrdiff_t chunks, ptrdiff_t stride, ptrdiff_t width, void *result)
 {

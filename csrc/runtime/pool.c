@@ -213,7 +213,7 @@ static void *worker(void *unused)
 }
 
 /* Starts workers until there are `count`, or the system refuses. The caller holds the lock. Workers take no signal
- * but those of their own faults: Ctrl-C belongs to Python's main thread. Detached, they end with the process. */
+ * but the signals of their own faults: Ctrl-C belongs to Python's main thread. Detached, they end with the process. */
 static void start_workers(int count)
 {
     if (pool.workers >= count) return;
