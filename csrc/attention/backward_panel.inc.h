@@ -29,6 +29,7 @@ struct backward_work {
     int finite_query, finite_out; /* is every number of the rows finite? */
 };
 
+/* n, rounded up to whole vectors. */
 static ptrdiff_t whole_vectors(ptrdiff_t n)
 {
     return (n + LANES - 1) / LANES * LANES;

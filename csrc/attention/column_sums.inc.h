@@ -4,6 +4,7 @@
 
 #include "attention/attention_weights.inc.h"
 
+/* Two numbers of a row: its maximum, and the inverse of its sum. */
 static real *statistics_row(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row)
 {
     return (real *)row_of(&a->lse, t->lse, sa_group(a), row);

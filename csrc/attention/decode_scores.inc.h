@@ -60,6 +60,7 @@ static real *decode_query(const struct query_panel *p, ptrdiff_t dim)
     return p->query + dim * p->width;
 }
 
+/* Fills decode_query from the panel; 0 for rows that do not exist. */
 static void set_decode_query(const struct query_panel *p, ptrdiff_t dim)
 {
     int count = decode_row_count(p->rows);
@@ -68,6 +69,7 @@ static void set_decode_query(const struct query_panel *p, ptrdiff_t dim)
             decode_query(p, dim)[d * count + r] = r < p->rows ? p->query[d * p->width + r] : (real)0.0;
 }
 
+/* rows[i] = the address of key first + i, for n keys. */
 static void set_row_addresses(const struct sa_attention *a, const struct sa_attention_task *t,
                               const struct key_source *s, ptrdiff_t first, ptrdiff_t n, const char **rows)
 {
@@ -151,6 +153,7 @@ INLINE int packed_dimensions(const enum sa_dtype dtype)
     return dtype == SA_BFLOAT16 ? 2 : dtype == SA_INT8 ? 4 : 1;
 }
 
+/* Bytes of a number, as a constant. */
 INLINE int number_bytes(const enum sa_dtype dtype)
 {
     return dtype == SA_REAL ? (int)sizeof(real) : dtype == SA_INT8 ? 1 : 2;
@@ -268,6 +271,7 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
             vstore(f->scores + r * DECODE_STRIDE + first + v * LANES, sums[v * count + r]);
 }
 
+/* f->scores of all keys of the block, for a constant number of rows. query: dim x count. */
 INLINE void decode_scores_of(const int count, const enum sa_dtype dtype, struct decode_rows *f, ptrdiff_t dim,
                              const real *query)
 {

@@ -8,6 +8,7 @@
 
 #include "attention/query_panel.inc.h"
 
+/* out: 4 random numbers of 64 bits. */
 static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
 {
     uint64_t c[4] = {counter[0], counter[1], counter[2], counter[3]}, key[2] = {seed, 0};

@@ -51,6 +51,7 @@ INLINE vreal row_part(const enum sa_dtype dtype, const char *row, ptrdiff_t col,
     return part;
 }
 
+/* The factor of a key or value of int8; 1 without scales. */
 static real scale_of(const struct key_source *s, ptrdiff_t key)
 {
     return s->scale ? (real) * (const float_any *)(s->scale + key * s->scale_row) : (real)1.0;

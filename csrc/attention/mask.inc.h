@@ -237,6 +237,7 @@ INLINE vint first_distances(const struct query_panel *p, const struct key_block 
     return distance;
 }
 
+/* |distance|, as numbers. */
 INLINE vreal magnitude_of(vint distance)
 {
     vint negative = distance < 0;

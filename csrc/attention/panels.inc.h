@@ -22,6 +22,7 @@ struct layout {
     size_t used; /* numbers */
 };
 
+/* A buffer of `numbers` numbers: whole vectors may be stored past its end, into the gap. */
 static real *place(struct layout *l, size_t numbers)
 {
     size_t at = l->used;

@@ -6,6 +6,7 @@
 #include "matmul/product.inc.h"
 #include "vector/math.inc.h"
 
+/* No key so far: the maximum is -inf, the sum 0. */
 static void begin_softmax(const struct query_panel *p, struct softmax_state *s)
 {
     for (int i = 0; i < p->width; ++i) {
@@ -66,6 +67,7 @@ INLINE void softmax_by(int nv, const int paired, ptrdiff_t keys, real log2_scale
     SA_BY_VECTORS(softmax_nv, paired, keys, log2_scale, scores, block_max, s, rescale);
 }
 
+/* softmax_nv for nv vectors; without pairs of TERMS == 2, `paired` has no effect. */
 static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
                     struct softmax_state *s, real *rescale)
 {

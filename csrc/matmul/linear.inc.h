@@ -95,6 +95,7 @@ INLINE void finish_rows(const enum sa_activation activation, const struct sa_lin
     }
 }
 
+/* finish_rows for the activation of the layer. */
 static void finish(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t column, ptrdiff_t n,
                    struct lane_rows sums)
 {

@@ -43,6 +43,7 @@ static __attribute__((noinline)) void prefetch_grouped(const struct prefetch_row
     }
 }
 
+/* Prefetches the rows first .. first + rows - 1. */
 INLINE void issue_prefetch(const struct prefetch_rows *prefetch, ptrdiff_t first, int rows)
 {
     if (prefetch->bytes == 0) return;

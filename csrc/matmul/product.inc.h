@@ -145,6 +145,7 @@ INLINE void multiply_streamed_nv(const int nv, const enum tile_mode mode, ptrdif
     }
 }
 
+/* C = A * B, or C += A * B; mode is TILE_STORE or TILE_ADD. */
 static void multiply_streamed(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
                               const real *b, ptrdiff_t b_stride, struct lane_rows c,
                               const struct prefetch_rows prefetch[2])
