@@ -61,6 +61,7 @@ static int probabilities_of_block(const struct sa_attention *a, const struct sa_
     return 1;
 }
 
+/* One task: out is (rows, keys), the weights of all keys; 0 for hidden keys. */
 static int attention_weights(const struct sa_attention *a, const struct sa_attention_task *t, void *workspace)
 {
     struct query_panel panels[MAX_PANELS];

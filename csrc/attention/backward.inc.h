@@ -1,15 +1,15 @@
 /* backward.inc.h -- the gradients of attention, from its lse: the rows of one task against its keys.
  *
- *   pass 1  scores and probabilities    P^T[key, lane] = 2^((S^T - lse) * log2_scale)            (backward_scores.inc.h)
- *   pass 2  dP^T[key, lane] = sum over value_dim of value * grad_out                             (backward_scores.inc.h)
- *   pass 3  dS^T = P^T * (dP^T - delta), delta[lane] = sum over value_dim of grad_out * out      (backward_scores.inc.h)
- *   pass 4  grad_query^T[dim, lane] += sum over keys of key * dS^T                               (backward_query.inc.h)
- *   pass 5  grad_value[key, dim] += sum over rows of P * grad_out                                (backward_keys.inc.h)
+ *   pass 1  P^T[key, lane] = 2^((S^T - lse) * log2_scale), from the scores S^T                 (backward_scores.inc.h)
+ *   pass 2  dP^T[key, lane] = sum over value_dim of value * grad_out                           (backward_scores.inc.h)
+ *   pass 3  dS^T = P^T * (dP^T - delta), delta[lane] = sum over value_dim of grad_out * out    (backward_scores.inc.h)
+ *   pass 4  grad_query^T[dim, lane] += sum over keys of key * dS^T                             (backward_query.inc.h)
+ *   pass 5  grad_value[key, dim] += sum over rows of P * grad_out                              (backward_keys.inc.h)
  *           grad_key[key, dim]   += sum over rows of dS * query
  *
- * (FlashAttention-2, Dao 2023, algorithm 2.) Canonical order: a sum over keys is one chain for each key block; a sum over
- * rows is one chain for each task of 64 rows; chains are added in order. The probability of a hidden key is -0. Its sign
- * tells the later passes that the key is hidden, where a NaN must not pass. */
+ * (FlashAttention-2, Dao 2023, algorithm 2.) Canonical order: a sum over keys is one chain for each key block; a sum
+ * over rows is one chain for each task of 64 rows; chains are added in order. The probability of a hidden key is -0.
+ * Its sign tells the later passes that the key is hidden, where a NaN must not pass. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_INC_H
 #define SELFATTN_ATTENTION_BACKWARD_INC_H
 
@@ -95,7 +95,8 @@ static void backward_block(const struct sa_attention *a, const struct sa_attenti
     add_key_gradient(t, w, w->score_gradients, w->query, a->head_dim, w->finite_query, &a->grad_key, t->grad_key);
 }
 
-/* The gradients of the rows of a panel: of their queries, and of their parts in the sink and the slope of their head. */
+/* The gradients of the rows of a panel: of their queries, and of their parts in the sink and the slope of their
+ * head. */
 static void store_row_gradients(const struct sa_attention *a, const struct sa_attention_task *t,
                                 struct backward_panel *g)
 {

@@ -22,8 +22,8 @@ static void sum_visible_rows(const struct backward_work *w, const real *factors,
         }
 }
 
-/* sums[key, :] = sum over the rows of the task of factors[key, row] * rows[row, :]. sums: keys x nv * LANES. In a task of
- * one panel, vectors of rows that a key is hidden from are left out: their factors are 0. */
+/* sums[key, :] = sum over the rows of the task of factors[key, row] * rows[row, :]. sums: keys x nv * LANES. In a
+ * task of one panel, vectors of rows that a key is hidden from are left out: their factors are 0. */
 static void sum_visible_vectors(const struct backward_work *w, ptrdiff_t count, struct operand factors,
                                 const real *rows, ptrdiff_t stride, struct lane_rows sums)
 {

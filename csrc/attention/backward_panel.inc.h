@@ -29,6 +29,7 @@ struct backward_work {
     int finite_query, finite_out; /* is every number of the rows finite? */
 };
 
+/* n, rounded up to whole vectors. */
 static ptrdiff_t whole_vectors(ptrdiff_t n)
 {
     return (n + LANES - 1) / LANES * LANES;
@@ -86,8 +87,8 @@ static int load_rows(const struct sa_attention *a, const struct sa_attention_tas
     return all_finite((struct operand){(const char *)to, sizeof(real), stride * (ptrdiff_t)sizeof(real)}, dim, t->rows);
 }
 
-/* delta[lane] = sum over value_dim of grad_out * out, in chains of SA_SCORE_CHAIN products, as in dP. And the lse in the
- * units of the scores, where scores times `to_logits` are natural logits. */
+/* delta[lane] = sum over value_dim of grad_out * out, in chains of SA_SCORE_CHAIN products, as in dP. And the lse in
+ * the units of the scores, where scores times `to_logits` are natural logits. */
 static void load_row_sums(const struct sa_attention *a, const struct sa_attention_task *t, real to_logits,
                           struct backward_panel *g)
 {

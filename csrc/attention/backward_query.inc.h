@@ -5,8 +5,8 @@
 #include "attention/backward_scores.inc.h"
 #include "attention/values_by_lane.inc.h"
 
-/* grad_query[dim, lane] += sum over keys of keys[dim, key] * dS[key, lane], as below. A hidden key, whose probability is
- * -0, counts as 0: its NaN reaches only lanes that see it. */
+/* grad_query[dim, lane] += sum over keys of keys[dim, key] * dS[key, lane], as below. A hidden key, whose
+ * probability is -0, counts as 0: its NaN reaches only lanes that see it. */
 static void add_visible_keys(const struct backward_panel *g, const struct key_block *b, struct operand keys,
                              ptrdiff_t dim, const real *score_gradients)
 {

@@ -4,13 +4,14 @@
 
 #include "attention/attention_weights.inc.h"
 
+/* Two numbers of a row: its maximum, and the inverse of its sum. */
 static real *statistics_row(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row)
 {
     return (real *)row_of(&a->lse, t->lse, sa_group(a), row);
 }
 
-/* The maximum and the inverse sum of each row, which to_probabilities() needs, by a pass over all keys. They are written
- * into lse, (row, 2), for the tasks that share the row. */
+/* The maximum and the inverse sum of each row, which to_probabilities() needs, by a pass over all keys. They are
+ * written into lse, (row, 2), for the tasks that share the row. */
 static int row_statistics(const struct sa_attention *a, const struct sa_attention_task *t, void *workspace)
 {
     struct query_panel panels[MAX_PANELS];

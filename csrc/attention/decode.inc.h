@@ -25,8 +25,8 @@ static vreal decode_max(const struct decode_rows *f, ptrdiff_t rows)
     return square[0];
 }
 
-/* sums[row] = sum of the row's probabilities: of even keys in one lane, of odd keys in the other. Rows alternate, because
- * each addition waits for the one before it. */
+/* sums[row] = sum of the row's probabilities: of even keys in one lane, of odd keys in the other. Rows alternate,
+ * because each addition waits for the one before it. */
 INLINE void decode_sums_of(const int count, const struct decode_rows *f, real *sums)
 {
     vtwo both[DECODE_ROWS] = {{0}};

@@ -3,8 +3,8 @@
  *   S[row, key] = sum over head_dim of query[dim, row] (broadcast) * key[dim, key]     keys in the lanes
  *   O[row, dim] += sum over keys of P[row, key] (broadcast) * value[key, dim]          dimensions in the lanes
  *
- * (The second product is in decode_values.inc.h.) Every sum is the same chain as in tile.inc.h, so the bits are the same.
- * Keys and values are read once, where they lie, in their own dtype; they are widened and scaled in registers. */
+ * (The second product is in decode_values.inc.h.) Every sum is the same chain as in tile.inc.h, so the bits are the
+ * same. Keys and values are read once, where they lie, in their own dtype; they are widened and scaled in registers. */
 #ifndef SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 #define SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 
@@ -60,6 +60,7 @@ static real *decode_query(const struct query_panel *p, ptrdiff_t dim)
     return p->query + dim * p->width;
 }
 
+/* Fills decode_query from the panel; 0 for rows that do not exist. */
 static void set_decode_query(const struct query_panel *p, ptrdiff_t dim)
 {
     int count = decode_row_count(p->rows);
@@ -68,6 +69,7 @@ static void set_decode_query(const struct query_panel *p, ptrdiff_t dim)
             decode_query(p, dim)[d * count + r] = r < p->rows ? p->query[d * p->width + r] : (real)0.0;
 }
 
+/* rows[i] = the address of key first + i, for n keys. */
 static void set_row_addresses(const struct sa_attention *a, const struct sa_attention_task *t,
                               const struct key_source *s, ptrdiff_t first, ptrdiff_t n, const char **rows)
 {
@@ -114,8 +116,9 @@ static void set_decode_rows(const struct sa_attention *a, const struct sa_attent
     set_scales(&b->values, b->first, n, n, f->value_scales);
 }
 
-/* Prefetches the rows before `end`, and once more the rows a third and two thirds of the distance nearer. The processor
- * drops a prefetch while too many lines are on their way from memory, and a line that is missing costs a whole latency. */
+/* Prefetches the rows before `end`, and once more the rows a third and two thirds of the distance nearer. The
+ * processor drops a prefetch while too many lines are on their way from memory, and a line that is missing costs a
+ * whole latency. */
 static __attribute__((noinline)) void prefetch_repeatedly(struct decode_rows *f, ptrdiff_t end)
 {
     const ptrdiff_t bytes = f->bytes, third = f->distance / 3;
@@ -150,6 +153,7 @@ INLINE int packed_dimensions(const enum sa_dtype dtype)
     return dtype == SA_BFLOAT16 ? 2 : dtype == SA_INT8 ? 4 : 1;
 }
 
+/* Bytes of a number, as a constant. */
 INLINE int number_bytes(const enum sa_dtype dtype)
 {
     return dtype == SA_REAL ? (int)sizeof(real) : dtype == SA_INT8 ? 1 : 2;
@@ -209,7 +213,7 @@ static void load_remainder(enum sa_dtype dtype, const char *const *rows, ptrdiff
     }
 }
 
-/* chain[row] += the products of the last `dims` dimensions. Shapes are those of decode_scores_step. */
+/* chain[row] += the products of the last `dims` dimensions. Shapes are as in decode_scores_step. */
 INLINE void decode_scores_remainder(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
                                     ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
 {
@@ -267,6 +271,7 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
             vstore(f->scores + r * DECODE_STRIDE + first + v * LANES, sums[v * count + r]);
 }
 
+/* f->scores of all keys of the block, for a constant number of rows. query: dim x count. */
 INLINE void decode_scores_of(const int count, const enum sa_dtype dtype, struct decode_rows *f, ptrdiff_t dim,
                              const real *query)
 {

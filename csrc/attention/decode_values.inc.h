@@ -1,4 +1,5 @@
-/* decode_values.inc.h -- pass 3 for few rows: the weighted values, with dimensions in the lanes; see decode_scores.inc.h. */
+/* decode_values.inc.h -- pass 3 for few rows: the weighted values, with dimensions in the lanes; see
+ * decode_scores.inc.h. */
 #ifndef SELFATTN_ATTENTION_DECODE_VALUES_INC_H
 #define SELFATTN_ATTENTION_DECODE_VALUES_INC_H
 
@@ -13,7 +14,7 @@ struct decode_sums {
 };
 
 /* The v-th vector of numbers of a row. With `split`, one vector of memory holds the bfloat16 numbers of two: even v
- * receives the numbers of even index, odd v those of odd index. */
+ * receives the numbers of even index, odd v the numbers of odd index. */
 INLINE vreal decode_value(const enum sa_dtype dtype, const int split, const char *row, const int v)
 {
     if (split) return decode_unpack(dtype, vload((const real *)(row + v / 2 * SA_VECTOR_BYTES)), v % 2);
@@ -43,8 +44,8 @@ INLINE void convert_halves(const int count, const int vectors, const int restore
 }
 #endif
 
-/* The keys first .. last - 1 of a block, for `count` rows and `vectors` vectors of dimensions from d on. The sums continue
- * s->chain; with the last key of the block they are added to s->outputs. Both are rows x dim. */
+/* The keys first .. last - 1 of a block, for `count` rows and `vectors` vectors of dimensions from d on. The sums
+ * continue s->chain; with the last key of the block they are added to s->outputs. Both are rows x dim. */
 INLINE void decode_values_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
                                ptrdiff_t first, ptrdiff_t last, ptrdiff_t d, const struct decode_sums *s)
 {

@@ -8,9 +8,9 @@
  * A task of few rows does the three passes row by row (decode.inc.h). Keys and values are read where they lie, or
  * gathered once for each key block (key_source.inc.h).
  *
- * Canonical order: the keys of a block share one maximum, the blocks of a span are one chain of additions, and the spans
- * are merged in order. A hidden key changes nothing in its lane, not even a rounding. So a result does not depend on
- * padding, on the batch, or on neighbours. */
+ * Canonical order: the keys of a block share one maximum, the blocks of a span are one chain of additions, and the
+ * spans are merged in order. A hidden key changes nothing in its lane, not even a rounding. So a result does not
+ * depend on padding, on the batch, or on neighbours. */
 #ifndef SELFATTN_ATTENTION_DRIVER_INC_H
 #define SELFATTN_ATTENTION_DRIVER_INC_H
 
@@ -56,8 +56,8 @@ static void attend_span(const struct sa_attention *a, const struct sa_attention_
     }
 }
 
-/* Begins a task, and does all its spans. panel_count receives the number of panels, at most MAX_PANELS or, with gathered
- * keys, SHARED_PANELS. */
+/* Begins a task, and does all its spans. panel_count receives the number of panels, at most MAX_PANELS or, with
+ * gathered keys, SHARED_PANELS. */
 static int attend(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
                   void *workspace, struct key_block *b, struct query_panel *panels, int *panel_count)
 {

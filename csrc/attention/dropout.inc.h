@@ -1,13 +1,14 @@
-/* dropout.inc.h -- which attention weights are dropped: one random number for each (seed, item, head, query, key). So any
- * part of the weights, in any order, and the backward pass drop the same weights.
+/* dropout.inc.h -- which attention weights are dropped: one random number for each (seed, item, head, query, key).
+ * So any part of the weights, in any order, and the backward pass drop the same weights.
  *
- * Philox4x64-10 of "Parallel random numbers: as easy as 1, 2, 3" (Salmon et al., 2011): key (seed, 0), counter (key / 8,
- * query, head, item). Its four results are the numbers of eight keys, 32 bits each, the low half first. */
+ * Philox4x64-10 of "Parallel random numbers: as easy as 1, 2, 3" (Salmon et al., 2011): key (seed, 0), counter (key
+ * / 8, query, head, item). Its four results are the numbers of eight keys, 32 bits each, the low half first. */
 #ifndef SELFATTN_ATTENTION_DROPOUT_INC_H
 #define SELFATTN_ATTENTION_DROPOUT_INC_H
 
 #include "attention/query_panel.inc.h"
 
+/* out: 4 random numbers of 64 bits. */
 static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
 {
     uint64_t c[4] = {counter[0], counter[1], counter[2], counter[3]}, key[2] = {seed, 0};
@@ -23,8 +24,8 @@ static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
     memcpy(out, c, sizeof c);
 }
 
-/* numbers, keys x lanes with `stride` numbers from key to key: times 0 where the weight of key first + k is dropped, times
- * 1 / (1 - dropout) elsewhere. */
+/* numbers, keys x lanes with `stride` numbers from key to key: times 0 where the weight of key first + k is dropped,
+ * times 1 / (1 - dropout) elsewhere. */
 static void drop(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                  ptrdiff_t first, ptrdiff_t last, real *numbers, ptrdiff_t stride)
 {

@@ -51,6 +51,7 @@ INLINE vreal row_part(const enum sa_dtype dtype, const char *row, ptrdiff_t col,
     return part;
 }
 
+/* The factor of a key or value of int8; 1 without scales. */
 static real scale_of(const struct key_source *s, ptrdiff_t key)
 {
     return s->scale ? (real) * (const float_any *)(s->scale + key * s->scale_row) : (real)1.0;
@@ -128,7 +129,8 @@ static void gather_key_rows(const struct sa_attention *a, const struct sa_attent
         gather_as(SA_INT8, a, t, s);
 }
 
-/* The operand of the keys first .. last - 1: keys x width; of values with TERMS == 2, steps x width. Gathers if needed. */
+/* The operand of the keys first .. last - 1: keys x width; of values with TERMS == 2, steps x width. Gathers if
+ * needed. */
 static struct operand gathered_rows(const struct sa_attention *a, const struct sa_attention_task *t,
                                     struct key_source *s, ptrdiff_t first, ptrdiff_t last)
 {

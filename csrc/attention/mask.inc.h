@@ -84,7 +84,8 @@ static int trim_to_mask(const struct sa_attention *a, const struct sa_attention_
     return begin < end;
 }
 
-/* The index of the relative bias of a key: its distance from the position of the row, clamped to the reach, from 0 on. */
+/* The index of the relative bias of a key: its distance from the position of the row, clamped to the reach, from 0
+ * on. */
 static ptrdiff_t relative_index(const struct sa_attention_options *o, ptrdiff_t distance)
 {
     return smaller(larger(distance, -o->relative_reach), o->relative_reach) + o->relative_reach;
@@ -145,8 +146,8 @@ static int expand_lanes(const struct sa_attention *a, const struct sa_attention_
     return visible;
 }
 
-/* One row for all lanes. Keys at both ends that mask or bias hide are cut off the block, and never computed. biases: keys
- * x p->width. Returns whether a key is visible. */
+/* One row for all lanes. Keys at both ends that mask or bias hide are cut off the block, and never computed. biases:
+ * keys x p->width. Returns whether a key is visible. */
 static int expand_shared(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                          ptrdiff_t *first, ptrdiff_t *last, real *biases)
 {
@@ -208,8 +209,9 @@ INLINE vint visible_lanes(const struct query_panel *p, const struct key_block *b
     return visible;
 }
 
-/* ---- steps on the scores of a block (keys x lanes, b->stride numbers from key to key), in the order 1, 2, 3; an option
- * that is not given costs nothing ---- */
+/* ---- steps on the scores of a block, in the order 1, 2, 3; an option that is not given costs nothing ----
+ *
+ * Scores are keys x lanes, b->stride numbers from key to key. */
 
 /* 1. softcap: score = softcap * tanh(score * to_logits / softcap) */
 static void cap_scores(const struct query_panel *p, struct key_block *b, real to_logits, real softcap)
@@ -235,6 +237,7 @@ INLINE vint first_distances(const struct query_panel *p, const struct key_block 
     return distance;
 }
 
+/* |distance|, as numbers. */
 INLINE vreal magnitude_of(vint distance)
 {
     vint negative = distance < 0;
@@ -310,8 +313,8 @@ static void finish_scores(const struct sa_attention *a, const struct sa_attentio
 
 /* ---- infinities and NaN in values: they must not reach a lane that they are hidden from ---- */
 
-/* Is every number of `a`, rows x depth, finite? Of pairs, both halves. An exponent of all ones, and no other, carries into
- * the sign bit when it is raised by one. */
+/* Is every number of `a`, rows x depth, finite? Of pairs, both halves. An exponent of all ones, and no other,
+ * carries into the sign bit when it is raised by one. */
 static int all_finite(struct operand a, ptrdiff_t rows, ptrdiff_t depth)
 {
     const bits sign = (bits)1 << (8 * sizeof(bits) - 1), signs = TERMS == 2 ? sign | 0x8000 : sign;
@@ -332,8 +335,8 @@ static int all_finite(struct operand a, ptrdiff_t rows, ptrdiff_t depth)
     return !(found & signs);
 }
 
-/* Do the values of hidden keys (with a mask or bias: of all keys) contain a number that is not finite? Its product with a
- * weight of 0 would be NaN. rows: steps x dim. */
+/* Do the values of hidden keys (with a mask or bias: of all keys) contain a number that is not finite? Its product
+ * with a weight of 0 would be NaN. rows: steps x dim. */
 static int hides_infinite(const struct query_panel *p, const struct key_block *b, struct operand rows, ptrdiff_t dim)
 {
     if (!is_masked(b)) return 0;

@@ -22,6 +22,7 @@ struct layout {
     size_t used; /* numbers */
 };
 
+/* A buffer of `numbers` numbers: whole vectors may be stored past its end, into the gap. */
 static real *place(struct layout *l, size_t numbers)
 {
     size_t at = l->used;
@@ -35,7 +36,8 @@ static real *place_panel(struct layout *l, ptrdiff_t dim)
     return place(l, (size_t)dim * PANEL_LANES);
 }
 
-/* Gives the buffers of a key block their places: scores and bias, keys x lanes; copies of keys and values, keys x width. */
+/* Gives the buffers of a key block their places: scores and bias, keys x lanes; copies of keys and values, keys x
+ * width. */
 static void place_block(const struct sa_attention *a, struct layout *l, struct key_block *b)
 {
     b->scores = place_panel(l, SA_KEY_BLOCK);
@@ -101,8 +103,8 @@ static void prefetch_task_rows(const struct sa_attention *a, const struct sa_att
         if (rows[i].row != rows[i].bytes) issue_prefetch(&rows[i], 0, (int)t->rows);
 }
 
-/* Plans the same prefetches for the task that is likely to be next. They are spread over pass 3: one row with each row or
- * dimension of the outputs; the remainder follows at the end of the task. */
+/* Plans the same prefetches for the task that is likely to be next. They are spread over pass 3: one row with each
+ * row or dimension of the outputs; the remainder follows at the end of the task. */
 static void prefetch_next_task(const struct sa_attention *a, const struct sa_attention_task *next, struct key_block *b)
 {
     if (!next) return;

@@ -1,5 +1,5 @@
-/* query_panel.inc.h -- queries side by side in the lanes: their ranges of keys and their running softmax; and the blocked
- * transposes between rows in memory (rows x dim) and panels (dim x lanes). */
+/* query_panel.inc.h -- queries side by side in the lanes: their ranges of keys and their running softmax; and the
+ * blocked transposes between rows in memory (rows x dim) and panels (dim x lanes). */
 #ifndef SELFATTN_ATTENTION_QUERY_PANEL_INC_H
 #define SELFATTN_ATTENTION_QUERY_PANEL_INC_H
 
@@ -7,8 +7,8 @@
 #include "vector/convert.inc.h"
 #include "vector/math.inc.h"
 
-/* A running softmax, lane by lane: sum = sum over keys of 2^((score - max) * log2_scale), outputs = sum over keys of the
- * same * value. */
+/* A running softmax, lane by lane: sum = sum over keys of 2^((score - max) * log2_scale), outputs = sum over keys of
+ * the same * value. */
 struct softmax_state {
     real *outputs; /* value_dim x lanes; or rows x value_dim (values_by_row.inc.h) */
     real max[PANEL_LANES], sum[PANEL_LANES];
@@ -115,8 +115,8 @@ static char *out_row(const struct sa_attention *a, const struct sa_attention_tas
     return (char *)row_of(&a->out, t->out, sa_group(a), row);
 }
 
-/* panel: steps(dim) x p->width. panel[step, lane] = the dimensions of the step of the lane's row, times scale; 0 in lanes
- * without a row. */
+/* panel: steps(dim) x p->width. panel[step, lane] = the dimensions of the step of the lane's row, times scale; 0 in
+ * lanes without a row. */
 static void load_panel(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t dim,
                        const struct query_panel *p, real scale, real *panel)
 {

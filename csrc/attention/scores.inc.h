@@ -34,8 +34,8 @@ static int unmasked(const struct key_block *b, struct score_scale scaling)
     return !is_masked(b) && !scaling.logits;
 }
 
-/* b->scores: keys x lanes, b->stride numbers from key to key; and b->max. Returns 0 if all keys of the block that begins at
- * key0 are hidden. */
+/* b->scores: keys x lanes, b->stride numbers from key to key; and b->max. Returns 0 if all keys of the block that
+ * begins at key0 are hidden. */
 static int score_block(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                        struct score_scale scaling, ptrdiff_t key0, struct key_block *b)
 {

@@ -6,6 +6,7 @@
 #include "matmul/product.inc.h"
 #include "vector/math.inc.h"
 
+/* No key so far: the maximum is -inf, the sum 0. */
 static void begin_softmax(const struct query_panel *p, struct softmax_state *s)
 {
     for (int i = 0; i < p->width; ++i) {
@@ -15,8 +16,9 @@ static void begin_softmax(const struct query_panel *p, struct softmax_state *s)
     s->empty = 1;
 }
 
-/* The maximum becomes the larger of block_max and itself; `rescale` receives the factor of older sums and outputs. Returns
- * what to subtract from the scores: 0 instead of -inf, because -inf - -inf is NaN. All are one vector of lanes. */
+/* The maximum becomes the larger of block_max and itself; `rescale` receives the factor of older sums and outputs.
+ * Returns what to subtract from the scores: 0 instead of -inf, because -inf - -inf is NaN. All are one vector of
+ * lanes. */
 INLINE vreal raise_max(const real *block_max, real log2_scale, real *max, real *rescale)
 {
     vreal old = vload(max), new = vmax(vload(block_max), old);
@@ -65,6 +67,7 @@ INLINE void softmax_by(int nv, const int paired, ptrdiff_t keys, real log2_scale
     SA_BY_VECTORS(softmax_nv, paired, keys, log2_scale, scores, block_max, s, rescale);
 }
 
+/* softmax_nv for nv vectors; without pairs of TERMS == 2, `paired` has no effect. */
 static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
                     struct softmax_state *s, real *rescale)
 {

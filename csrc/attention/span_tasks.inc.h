@@ -1,5 +1,5 @@
-/* span_tasks.inc.h -- the spans of one task as several tasks, for several threads: the state of each span is kept, and the
- * last step merges the states. The driver merges the same numbers in the same order. */
+/* span_tasks.inc.h -- the spans of one task as several tasks, for several threads: the state of each span is kept,
+ * and the last step merges the states. The driver merges the same numbers in the same order. */
 #ifndef SELFATTN_ATTENTION_SPAN_TASKS_INC_H
 #define SELFATTN_ATTENTION_SPAN_TASKS_INC_H
 

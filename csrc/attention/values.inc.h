@@ -27,8 +27,8 @@ static void note_prefetched(struct key_block *b, ptrdiff_t rows)
     }
 }
 
-/* p->span.outputs = outputs * rescale + the chain of this block. outputs: value_dim x width, or rows x value_dim. rescale:
- * (width,). */
+/* p->span.outputs = outputs * rescale + the chain of this block. outputs: value_dim x width, or rows x value_dim.
+ * rescale: (width,). */
 static void add_values(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
                        struct key_block *b, real *rescale)
 {

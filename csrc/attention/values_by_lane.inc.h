@@ -26,8 +26,8 @@ static void multiply_values(multiply *with, const struct query_panel *p, const s
     }
 }
 
-/* The same sums where a value is not finite: the same chain of additions, but a hidden value counts as 0. outputs: dim x
- * lanes. rescale: (lanes,). */
+/* The same sums where a value is not finite: the same chain of additions, but a hidden value counts as 0. outputs:
+ * dim x lanes. rescale: (lanes,). */
 static void add_visible_values(const struct query_panel *p, const struct key_block *b, struct operand values,
                                ptrdiff_t dim, struct lane_rows outputs, const real *rescale)
 {

@@ -2,8 +2,8 @@
  *
  *   O[row, dim] (+)= sum over the keys of P[row, key] (broadcast) * V[key, dim]
  *
- * No transpose is needed on the way out, and each tile of rows multiplies only the values of keys that its rows see. The
- * probabilities are those of the panel, keys x lanes. Every sum is the same chain as with the rows in the lanes. */
+ * No transpose is needed on the way out, and each tile of rows multiplies only the values of keys that its rows see.
+ * The probabilities are keys x lanes, as in the panel. Every sum is the same chain as with the rows in the lanes. */
 #ifndef SELFATTN_ATTENTION_VALUES_BY_ROW_INC_H
 #define SELFATTN_ATTENTION_VALUES_BY_ROW_INC_H
 
@@ -11,10 +11,10 @@
 #include "attention/mask.inc.h"
 #include "matmul/product.inc.h"
 
-/* Are the outputs of a panel rows x value_dim? Few rows always are (decode.inc.h). Other panels are where a row of values
- * is whole vectors, of 64 bytes: panels of shorter vectors have 16 rows, too few for full tiles. Values that are read
- * where they lie must be wider than one vector: rows on pages of their own come from the L2 cache for every tile, at 0.8
- * of the speed. And they must fit one tile: a second pass over the weights costs 1 % of the time. */
+/* Are the outputs of a panel rows x value_dim? Few rows always are (decode.inc.h). Other panels are where a row of
+ * values is whole vectors, of 64 bytes: panels of shorter vectors have 16 rows, too few for full tiles. Values that
+ * are read where they lie must be wider than one vector: rows on pages of their own come from the L2 cache for every
+ * tile, at 0.8 of the speed. And they must fit one tile: a second pass over the weights costs 1 % of the time. */
 static int outputs_by_rows(const struct sa_attention *a, const struct query_panel *p)
 {
     const ptrdiff_t size = sizeof(real);
@@ -36,14 +36,16 @@ static void visible_to_rows(const struct key_block *b, ptrdiff_t row, ptrdiff_t 
     *last = larger(*first, end);
 }
 
-/* How many of the remaining vectors of dimensions to multiply together: as many as a tile takes, but never leave one. */
+/* How many of the remaining vectors of dimensions to multiply together: as many as a tile takes, but never leave
+ * one. */
 static int vectors_together(ptrdiff_t left)
 {
     if (left <= MAX_NV) return (int)left;
     return left == MAX_NV + 1 ? MAX_NV - 1 : MAX_NV;
 }
 
-/* p->span.outputs, rows x dim, = outputs * rescale[row] + the chain of this block. values: steps x dim, whole vectors. */
+/* p->span.outputs, rows x dim, = outputs * rescale[row] + the chain of this block. values: steps x dim, whole
+ * vectors. */
 static void add_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim, struct operand values,
                      real *rescale, const struct prefetch_rows next[2])
 {

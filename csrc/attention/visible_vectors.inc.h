@@ -1,8 +1,9 @@
-/* visible_vectors.inc.h -- key blocks whose keys are hidden from many lanes (the diagonal of a causal mask, the ends of a
- * window): only vectors of lanes that see a key are multiplied.
+/* visible_vectors.inc.h -- key blocks whose keys are hidden from many lanes (the diagonal of a causal mask, the ends
+ * of a window): only vectors of lanes that see a key are multiplied.
  *
- * A score that is left out keeps old content, and later becomes -inf, like that of any hidden key. A value that is left
- * out has a weight of 0, which changes no sum. So the bits are the same. (1.13 to 1.25 times as fast on causal masks.) */
+ * A score that is left out keeps old content, and later becomes -inf, like that of any hidden key. A value that is
+ * left out has a weight of 0, which changes no sum. So the bits are the same. (1.13 to 1.25 times as fast on causal
+ * masks.) */
 #ifndef SELFATTN_ATTENTION_VISIBLE_VECTORS_INC_H
 #define SELFATTN_ATTENTION_VISIBLE_VECTORS_INC_H
 
@@ -60,8 +61,8 @@ static void multiply_keys(const struct query_panel *p, const struct key_block *b
     }
 }
 
-/* Is it worth while: are at least LANES keys, summed over the vectors, hidden from whole vectors? (Not in panels of vectors
- * below 64 bytes, whose lanes see almost the same keys.) */
+/* Is it worth while: are at least LANES keys, summed over the vectors, hidden from whole vectors? (Not in panels of
+ * vectors below 64 bytes, whose lanes see almost the same keys.) */
 static int partly_visible(const struct query_panel *p, const struct key_block *b)
 {
     ptrdiff_t first, last, hidden = 0;

@@ -47,11 +47,11 @@ static inline ptrdiff_t sa_relative_width(const struct sa_attention_options *o)
     return 2 * o->relative_reach + 1;
 }
 
-/* One call of the attention operator. Arrays are (leading..., head, row, col): query and out rows are queries, key and
- * value rows are keys; mask and bias are (..., head, query, key); lse and the scales have no column.
- * Dense: every item has q_len queries and kv_len keys. Packed (cu_seqlens_* given): item i has the rows
- * cu_seqlens_q[i] .. cu_seqlens_q[i + 1] - 1 of query, out, mask and bias, and those of cu_seqlens_kv of key and value.
- * Paged (block_table given): key and value are (page, head, row, col); key j of item i is row j % page_size of page
+/* One call of the attention operator. Arrays are (leading..., head, row, col): query and out rows are queries, key
+ * and value rows are keys; mask and bias are (..., head, query, key); lse and the scales have no column. Dense:
+ * every item has q_len queries and kv_len keys. Packed (cu_seqlens_* given): item i has the rows cu_seqlens_q[i] ..
+ * cu_seqlens_q[i + 1] - 1 of query, out, mask and bias, and likewise rows of key and value by cu_seqlens_kv. Paged
+ * (block_table given): key and value are (page, head, row, col); key j of item i is row j % page_size of page
  * block_table[i * table_width + j / page_size]. */
 struct sa_attention {
     struct sa_array query, key, value, out, mask, bias, lse;
@@ -97,8 +97,8 @@ struct sa_packed_weight {
     ptrdiff_t depth, width;
 };
 
-/* y = act(x W + b) + residual. x and y are of x_dtype and y_dtype: the dtype of the kernels, or of the operands of their
- * format. All other arrays are of the dtype of the kernels. */
+/* y = act(x W + b) + residual. x and y are of x_dtype and y_dtype: the dtype of the kernels, or of the operands of
+ * their format. All other arrays are of the dtype of the kernels. */
 struct sa_linear {
     const void *x, *bias, *residual; /* bias, residual: NULL if none */
     struct sa_packed_weight weight;

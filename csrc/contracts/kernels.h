@@ -1,5 +1,5 @@
-/* kernels.h -- the contract that every instruction set fulfils. A new kernel is one line in struct sa_kernels, one function
- * in a *.inc.h, and its name in isa/kernels.inc.h. */
+/* kernels.h -- the contract that every instruction set fulfils. A new kernel is one line in struct sa_kernels, one
+ * function in a *.inc.h, and its name in isa/kernels.inc.h. */
 #ifndef SELFATTN_CONTRACTS_KERNELS_H
 #define SELFATTN_CONTRACTS_KERNELS_H
 
@@ -14,8 +14,8 @@
 
 enum { SA_TASK_ROWS = SA_BACKWARD_ROWS }; /* rows (queries x grouped heads) of one task */
 
-/* One task: the rows row0 .. row0 + rows - 1 of one key head of an item. Row r is query r / group of head r % group of the
- * group. So grouped heads lie side by side in the lanes, and share every load of a key. */
+/* One task: the rows row0 .. row0 + rows - 1 of one key head of an item. Row r is query r / group of head r % group
+ * of the group. So grouped heads lie side by side in the lanes, and share every load of a key. */
 struct sa_attention_task {
     const char *query, *key, *value, *mask, *bias, *key_scale,
         *value_scale; /* addresses of the item and the first head */
@@ -81,8 +81,8 @@ struct sa_kernels {
     void (*gate)(enum sa_activation, const void *gate_up, ptrdiff_t rows, ptrdiff_t width, void *y);
 
     void (*activation_backward)(const struct sa_activation_backward *, ptrdiff_t begin, ptrdiff_t end);
-    /* Sums over the rows of a chunk: of weight and bias, (2, width); of x, (width,). add_sums adds the sums of all chunks
-     * into y. */
+    /* Sums over the rows of a chunk: of weight and bias, (2, width); of x, (width,). add_sums adds the sums of all
+     * chunks into y. */
     void (*norm_backward)(const struct sa_norm_backward *, ptrdiff_t row0, ptrdiff_t row1, double *sums);
     void (*sum_rows)(const void *x, ptrdiff_t rows, ptrdiff_t width, double *sums);
     void (*add_sums)(double *sums, ptrdiff_t chunks, ptrdiff_t stride, ptrdiff_t width, void *y);

@@ -1,6 +1,7 @@
 /* tuning.h -- the constants that only tune: sizes of tasks, distances of prefetches, sizes of caches.
  *
- * No result depends on them. They were measured on two cores with AVX-512; docs/performance-notes.md has the figures. */
+ * No result depends on them. They were measured on two cores with AVX-512; docs/performance-notes.md has the
+ * figures. */
 #ifndef SELFATTN_CONTRACTS_TUNING_H
 #define SELFATTN_CONTRACTS_TUNING_H
 

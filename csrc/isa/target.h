@@ -1,6 +1,6 @@
-/* target.h -- SA_TARGET_BEGIN("avx2,fma") ... SA_TARGET_END compile a region for one instruction set, without build flags.
- * All code that touches vectors must stand inside the region. A helper before it would be compiled for the baseline (gcc
- * warns, clang refuses). */
+/* target.h -- SA_TARGET_BEGIN("avx2,fma") ... SA_TARGET_END compile a region for one instruction set, without build
+ * flags. All code that touches vectors must stand inside the region. A helper before it would be compiled for the
+ * baseline (gcc warns, clang refuses). */
 #ifndef SELFATTN_TARGET_H
 #define SELFATTN_TARGET_H
 

@@ -1,8 +1,8 @@
 /* linear.inc.h -- y = act(x W + b) + residual, and the packing of W.
  *
- * W (depth, width) is packed once: panels of PANEL_LANES columns, each steps(depth) x lanes. The last panel is padded with
- * zeros to whole vectors. With TERMS = 2, a pair of W is two rows of one column; x is rounded to bfloat16 into the
- * workspace, where neighbours are pairs. */
+ * W (depth, width) is packed once: panels of PANEL_LANES columns, each steps(depth) x lanes. The last panel is
+ * padded with zeros to whole vectors. With TERMS = 2, a pair of W is two rows of one column; x is rounded to
+ * bfloat16 into the workspace, where neighbours are pairs. */
 #ifndef SELFATTN_MATMUL_LINEAR_INC_H
 #define SELFATTN_MATMUL_LINEAR_INC_H
 
@@ -17,8 +17,8 @@ INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
     return (int)((columns + LANES - 1) / LANES);
 }
 
-/* block: LANES x LANES = `rows` rows and `columns` columns of W, the first number at `from`; 0 elsewhere. row, col: bytes
- * from row to row and from column to column of W. */
+/* block: LANES x LANES = `rows` rows and `columns` columns of W, the first number at `from`; 0 elsewhere. row, col:
+ * bytes from row to row and from column to column of W. */
 INLINE void load_weight_square(const char *from, ptrdiff_t row, ptrdiff_t col, ptrdiff_t rows, ptrdiff_t columns,
                                vreal block[LANES])
 {
@@ -74,7 +74,8 @@ INLINE void store_result(const struct sa_linear *l, ptrdiff_t at, ptrdiff_t n, v
         store_row((char *)((real *)l->y + at), sizeof(real), n, SA_REAL, v);
 }
 
-/* y = act(sum + bias) + residual, for the rows row0 .. row1 - 1 and the n columns from `column` on. sums: rows x lanes. */
+/* y = act(sum + bias) + residual, for the rows row0 .. row1 - 1 and the n columns from `column` on. sums: rows x
+ * lanes. */
 INLINE void finish_rows(const enum sa_activation activation, const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1,
                         ptrdiff_t column, ptrdiff_t n, struct lane_rows sums)
 {
@@ -94,6 +95,7 @@ INLINE void finish_rows(const enum sa_activation activation, const struct sa_lin
     }
 }
 
+/* finish_rows for the activation of the layer. */
 static void finish(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t column, ptrdiff_t n,
                    struct lane_rows sums)
 {
@@ -121,8 +123,8 @@ static size_t linear_workspace(ptrdiff_t rows, ptrdiff_t depth)
     return TERMS == 2 ? (size_t)(rows * steps(depth)) * sizeof(real) : 0;
 }
 
-/* linear_rows: the rows row0 .. row1 - 1 of x as an operand, rows x steps(depth). Numbers are read where they lie; so are
- * pairs, if x is bfloat16 already. */
+/* linear_rows: the rows row0 .. row1 - 1 of x as an operand, rows x steps(depth). Numbers are read where they lie;
+ * so are pairs, if x is bfloat16 already. */
 #ifdef SA_BFLOAT16_KERNELS
 INLINE void pair_rows(const enum sa_dtype dtype, const char *x, ptrdiff_t x_row, ptrdiff_t rows, ptrdiff_t depth,
                       real *to)
@@ -160,8 +162,8 @@ static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptr
 }
 #endif
 
-/* The rows of a matrix from `row` on, `columns` columns each, to prefetch; none without a matrix. stride: numbers from row
- * to row; size: bytes of a number. */
+/* The rows of a matrix from `row` on, `columns` columns each, to prefetch; none without a matrix. stride: numbers
+ * from row to row; size: bytes of a number. */
 INLINE struct prefetch_rows part_of_rows(const void *matrix, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t row,
                                          ptrdiff_t column, ptrdiff_t columns)
 {
@@ -170,8 +172,8 @@ INLINE struct prefetch_rows part_of_rows(const void *matrix, ptrdiff_t size, ptr
         .data = (const char *)matrix + (row * stride + column) * size, .row = stride * size, .bytes = columns * size};
 }
 
-/* The rows row0 .. row1 - 1 of y, and the columns of the panels panel0 .. panel1 - 1. Sums wait in `scratch`, rows x lanes
- * in the L1 cache, for bias, activation and residual. */
+/* The rows row0 .. row1 - 1 of y, and the columns of the panels panel0 .. panel1 - 1. Sums wait in `scratch`, rows x
+ * lanes in the L1 cache, for bias, activation and residual. */
 static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1,
                    void *workspace)
 {

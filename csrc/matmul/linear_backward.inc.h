@@ -1,8 +1,9 @@
-/* linear_backward.inc.h -- the gradient of the weight of a linear layer: grad_weight[i, j] = sum over rows of
- * x[row, i] * grad_y[row, j], in chains of SA_LINEAR_CHAIN rows, added in order.
+/* linear_backward.inc.h -- the gradient of the weight of a linear layer: grad_weight[i, j] = sum over rows of x[row,
+ * i] * grad_y[row, j], in chains of SA_LINEAR_CHAIN rows, added in order.
  *
- * The rows of a chain lie far apart in memory. So a block of columns of x is gathered once for all panels of grad_y, and
- * each panel of grad_y once for the whole block. Both stay in the L2 cache; the next panel is prefetched meanwhile. */
+ * The rows of a chain lie far apart in memory. So a block of columns of x is gathered once for all panels of grad_y,
+ * and each panel of grad_y once for the whole block. Both stay in the L2 cache; the next panel is prefetched
+ * meanwhile. */
 #ifndef SELFATTN_MATMUL_LINEAR_BACKWARD_INC_H
 #define SELFATTN_MATMUL_LINEAR_BACKWARD_INC_H
 
@@ -48,8 +49,8 @@ static void add_chain(real *grad_weight, ptrdiff_t stride, ptrdiff_t rows, ptrdi
         }
 }
 
-/* One chain: `count` columns of x, from column i on, times one panel of grad_y. block: rows x COLUMNS_STRIDE, from column
- * i on. packed: rows x nv * LANES. */
+/* One chain: `count` columns of x, from column i on, times one panel of grad_y. block: rows x COLUMNS_STRIDE, from
+ * column i on. packed: rows x nv * LANES. */
 static void chain_of_panel(const struct sa_linear_backward *g, ptrdiff_t panel, int first, ptrdiff_t rows, ptrdiff_t i,
                            ptrdiff_t count, const real *block, const real *packed, const struct prefetch_rows next[2])
 {
@@ -69,8 +70,8 @@ static void chain_of_panel(const struct sa_linear_backward *g, ptrdiff_t panel, 
         multiply_add(nv, count, rows, x, packed, nv * LANES, to, NULL, next);
 }
 
-/* The rows row0 .. row1 - 1, of which row0 begins a chain; the columns in0 .. in1 - 1 of x; the panels panel0 .. panel1 - 1
- * of grad_y. */
+/* The rows row0 .. row1 - 1, of which row0 begins a chain; the columns in0 .. in1 - 1 of x; the panels panel0 ..
+ * panel1 - 1 of grad_y. */
 static void linear_backward(const struct sa_linear_backward *g, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t in0,
                             ptrdiff_t in1, ptrdiff_t panel0, ptrdiff_t panel1, void *workspace)
 {

@@ -4,15 +4,15 @@
 
 #include "vector/vector.inc.h"
 
-/* A run of bytes, prefetched evenly: `bytes` bytes with every step of a tile. It follows B, where B is a weight that few
- * rows read once, from memory. Every cache line is prefetched: the processor's own prefetchers do not fill gaps. */
+/* A run of bytes, prefetched evenly: `bytes` bytes with every step of a tile. It follows B, where B is a weight that
+ * few rows read once, from memory. Every cache line is prefetched: the processor's own prefetchers do not fill gaps. */
 struct prefetch_stream {
     const char *at; /* the next byte to prefetch */
     ptrdiff_t bytes;
 };
 
-/* Rows that are read soon. While a tile multiplies its rows of A, the rows of the same number are prefetched. (A tile reads
- * several short rows at once, which the processor's own prefetchers do not follow.) */
+/* Rows that are read soon. While a tile multiplies its rows of A, the rows of the same number are prefetched. (A
+ * tile reads several short rows at once, which the processor's own prefetchers do not follow.) */
 struct prefetch_rows {
     const char *data;
     ptrdiff_t row, bytes;  /* bytes from row to row; bytes of one row, 0 if there is nothing to prefetch */
@@ -43,6 +43,7 @@ static __attribute__((noinline)) void prefetch_grouped(const struct prefetch_row
     }
 }
 
+/* Prefetches the rows first .. first + rows - 1. */
 INLINE void issue_prefetch(const struct prefetch_rows *prefetch, ptrdiff_t first, int rows)
 {
     if (prefetch->bytes == 0) return;

@@ -1,9 +1,9 @@
 /* product.inc.h -- products of any number of rows and any depth, made of tiles.
  *
- * The parameters of all functions are those of tile (tile.inc.h), without its limit on rows, and with
+ * The parameters of all functions have the meaning that they have for tile (tile.inc.h), without its limit on rows; and
  *
- *   lanes     (nv * LANES,) factors for TILE_RESCALE; (rows,) factors for TILE_RESCALE_ROWS; (nv * LANES,) maxima, written
- *             by TILE_MAX and TILE_ADD_MAX; otherwise NULL
+ *   lanes     (nv * LANES,) factors for TILE_RESCALE; (rows,) factors for TILE_RESCALE_ROWS; (nv * LANES,) maxima,
+ *             written by TILE_MAX and TILE_ADD_MAX; otherwise NULL
  *   prefetch  NULL, or two sets of rows: with each tile, the rows of the same number are prefetched */
 #ifndef SELFATTN_MATMUL_PRODUCT_INC_H
 #define SELFATTN_MATMUL_PRODUCT_INC_H
@@ -57,7 +57,8 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
 typedef void multiply(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,
                       struct lane_rows c, real *lanes, const struct prefetch_rows prefetch[2]);
 
-/* The RESCALE modes read `lanes`, TILE_RESCALE_ROWS a factor for each row; the MAX modes write each lane's maximum there. */
+/* The RESCALE modes read `lanes`, TILE_RESCALE_ROWS a factor for each row; the MAX modes write each lane's maximum
+ * there. */
 #define SA_MULTIPLY(name, mode)                                                                                        \
     static void name(int nv, ptrdiff_t rows, ptrdiff_t depth, struct operand a, const real *b, ptrdiff_t b_stride,     \
                      struct lane_rows c, real *lanes, const struct prefetch_rows prefetch[2])                          \
@@ -72,7 +73,7 @@ SA_MULTIPLY(multiply_max, TILE_MAX)
 SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
 #undef SA_MULTIPLY
 
-/* ---- B is a weight that is read from memory: tiles of every height, and the following bytes of B are prefetched ---- */
+/* ---- B is a weight that is read from memory: tiles of every height, and the bytes behind B are prefetched ---- */
 
 /* Products of fewer rows prefetch nothing: memory is the limit, and the processor's own prefetchers follow a wide panel
  * faster alone. A tile of less than half of MIN_STREAM_ROWS rows is the only one of its product. */
@@ -113,7 +114,8 @@ static __attribute__((noinline)) void partial_tile(int nv, enum tile_mode mode, 
     }
 }
 
-/* The rows of the next tile: a full tile, or half of the remaining rows, where a last tile of 1 or 2 rows would be slow. */
+/* The rows of the next tile: a full tile, or half of the remaining rows, where a last tile of 1 or 2 rows would be
+ * slow. */
 INLINE ptrdiff_t streamed_height(ptrdiff_t left, ptrdiff_t full)
 {
     if (left == full || left > full + 2) return full;
@@ -143,6 +145,7 @@ INLINE void multiply_streamed_nv(const int nv, const enum tile_mode mode, ptrdif
     }
 }
 
+/* C = A * B, or C += A * B; mode is TILE_STORE or TILE_ADD. */
 static void multiply_streamed(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
                               const real *b, ptrdiff_t b_stride, struct lane_rows c,
                               const struct prefetch_rows prefetch[2])
@@ -156,8 +159,8 @@ static void multiply_streamed(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdi
 
 /* ---- any depth ---- */
 
-/* C = A * B, in chains of `chain` steps, added in order. `max`: NULL, or (nv * LANES,) maxima of the lanes of C, written.
- * `streamed`: B is read from memory, and the bytes behind it come next. */
+/* C = A * B, in chains of `chain` steps, added in order. `max`: NULL, or (nv * LANES,) maxima of the lanes of C,
+ * written. `streamed`: B is read from memory, and the bytes behind it come next. */
 INLINE void multiply_long(int nv, int streamed, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
                           const real *b, ptrdiff_t b_stride, struct lane_rows c, real *max,
                           const struct prefetch_rows prefetch[2])

@@ -2,10 +2,10 @@
  *
  *   C[rows, nv vectors] (+)= sum over p < depth, in order, of  A[row, p] * B[p, nv vectors]
  *
- * A is broadcast number by number from wherever it lies. B and C are rows of contiguous lanes. Every sum is one chain of
- * fused multiply-adds over p that begins at 0, in whatever tile it falls. That is the canonical order, and it is why
- * results do not depend on the instruction set, the batch or the thread. Long sums are several chains, added in order:
- * their rounding errors grow with the square root of the length of a chain.
+ * A is broadcast number by number from wherever it lies. B and C are rows of contiguous lanes. Every sum is one
+ * chain of fused multiply-adds over p that begins at 0, in whatever tile it falls. That is the canonical order, and
+ * it is why results do not depend on the instruction set, the batch or the thread. Long sums are several chains,
+ * added in order: their rounding errors grow with the square root of the length of a chain.
  *
  * decode_scores.inc.h and decode_values.inc.h hold the second microkernel, for few rows. */
 #ifndef SELFATTN_MATMUL_TILE_INC_H
@@ -67,8 +67,8 @@ enum tile_mode {
  *   nv        vectors of lanes of B and C: 1 to MAX_NV. All LANES numbers of a vector are read and written.
  *   mode      what becomes of the sums; only TILE_STORE and TILE_MAX do not read C
  *   depth     steps of the sum, >= 0; with 0 the sums are 0. A step is TERMS products.
- *   a         A: rows x depth. Every number is read once, alone; nothing past the last is read. With TERMS = 2 a number is
- *             a pair of bfloat16.
+ *   a         A: rows x depth. Every number is read once, alone; nothing past the last is read. With TERMS = 2 a number
+ *             is a pair of bfloat16.
  *   b         B: depth x nv * LANES, contiguous lanes, any alignment; padding lanes must be readable
  *   b_stride  numbers from step to step of B
  *   c         C: rows x nv * LANES, contiguous lanes, any alignment; padding lanes must be writable

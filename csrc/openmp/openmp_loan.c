@@ -1,4 +1,5 @@
-/* openmp_loan.c -- finds the OpenMP runtimes of this process (GCC's libgomp, which PyTorch brings) and calls them by name. */
+/* openmp_loan.c -- finds the OpenMP runtimes of this process (GCC's libgomp, which PyTorch brings) and calls them by
+ * name. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -39,7 +40,7 @@ static struct {
     struct sa_openmp_library libraries[MAX_LIBRARIES];
 } known = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-/* The CPU time of number 1 of this thread's team in each library, once we have met it. */
+/* The CPU clock of thread number 1 of this thread's team in each library, once it is known. */
 static _Thread_local struct team_clock {
     bool known;
     clockid_t clock;
@@ -59,7 +60,7 @@ static bool is_new_openmp(const struct dl_phdr_info *object)
 static int add_library(struct dl_phdr_info *object, size_t size, void *loads)
 {
     (void)size;
-    if (object->dlpi_adds == known.loads) return 1; /* nothing new since */
+    if (object->dlpi_adds == known.loads) return 1; /* nothing was loaded since */
     *(unsigned long long *)loads = object->dlpi_adds;
     for (int i = 0; i < object->dlpi_phnum; i++) {
         if (object->dlpi_phdr[i].p_type != PT_TLS || !is_new_openmp(object)) continue;
@@ -71,7 +72,7 @@ static int add_library(struct dl_phdr_info *object, size_t size, void *loads)
     return 0;
 }
 
-/* Looks its functions up. It stays loaded from now on; one that lacks a function is never ready. */
+/* Looks up the functions of a library. It stays loaded; a library that lacks a function is never ready. */
 static void open_library(struct sa_openmp_library *library)
 {
     void *handle = dlopen(library->path, RTLD_LAZY | RTLD_NOLOAD);
@@ -86,10 +87,10 @@ static void open_library(struct sa_openmp_library *library)
                                       library->thread_num && library->level);
 }
 
-/* Not under the lock: dlopen waits for others that load a library, and one of those may fork. */
+/* dlopen is called without the lock: it waits for other threads that load a library, and such a thread may fork. */
 static void search(void)
 {
-    if (pthread_mutex_trylock(&known.lock)) return; /* another thread looks */
+    if (pthread_mutex_trylock(&known.lock)) return; /* another thread searches */
     unsigned long long loads = known.loads;
     int first = known.found;
     dl_iterate_phdr(add_library, &loads);
@@ -108,11 +109,11 @@ static void search_if_due(void)
     search();
 }
 
-/* ---- whether a team can be lent ------------------------------------------------------------------------------ */
+/* ---- can a team be lent? ------------------------------------------------------------------------------ */
 
-/* The library's record of this thread has one word for the threads that it keeps, and one for how many it was told to
- * take, as PyTorch tells it on each thread before its first operation. With either alone there may be no team yet, and we
- * start none. (LLVM's libomp, under this name, never has two.) */
+/* The library's record of this thread has a word for the threads that it keeps, and a word for their number. PyTorch
+ * sets the number on each thread before its first operation. With one word alone there may be no team yet, and we
+ * start none. (LLVM's libomp, under this name, never has two words.) */
 static bool has_team(const struct sa_openmp_library *library)
 {
     extern void *__tls_get_addr(unsigned long index[2]);
@@ -123,8 +124,9 @@ static bool has_team(const struct sa_openmp_library *library)
     return used >= 2;
 }
 
-/* A thread that spins uses time between two looks at its clock. Sleepers are left alone: to wake them, and to wait
- * until each has had a core, takes longer than a short job does. Of whom we have not met yet we think the best, once. */
+/* A thread that spins uses CPU time between two readings of its clock. A team that sleeps is left alone: to wake its
+ * threads, and to wait until each has had a core, takes longer than a short job. An unknown team counts as awake,
+ * once. */
 static bool is_awake(struct team_clock *team)
 {
     if (!team->known) return true;
@@ -161,7 +163,7 @@ static void work_for(void *data)
     loan->work(loan->context, number);
 }
 
-/* 0: as many threads as the library's own operations take, which are there. */
+/* 0: as many threads as the operations of the library use; they exist already. */
 int sa_openmp_start(struct sa_openmp_loan *loan)
 {
     loan->library->start(work_for, loan, 0);
@@ -170,13 +172,13 @@ int sa_openmp_start(struct sa_openmp_loan *loan)
 
 void sa_openmp_end(struct sa_openmp_loan *loan)
 {
-    if (atomic_load(&known.orphaned)) return; /* forked meanwhile: nobody would come */
+    if (atomic_load(&known.orphaned)) return; /* after a fork, no thread of the team is here */
     loan->library->end();
     if (loan->clock_known)
         team_clocks[loan->library - known.libraries] = (struct team_clock){.known = true, .clock = loan->clock};
 }
 
-/* ---- birth and fork ------------------------------------------------------------------------------------------ */
+/* ---- start and fork ------------------------------------------------------------------------------------------ */
 
 /* Whether this process is the child of a fork() without an exec: then a library that is here already may have had its
  * team in the parent. True where the system does not say. */
@@ -225,7 +227,7 @@ __attribute__((constructor)) static void read_environment(void)
     if (asked && strcmp(asked, "1") == 0) sa_openmp_allow(true);
 }
 
-#else /* elsewhere nobody lends */
+#else /* elsewhere there are no loans */
 
 bool sa_openmp_allow(bool allow)
 {

@@ -1,9 +1,9 @@
-/* openmp_loan.h -- the OpenMP threads of a library beside us, on loan.
+/* openmp_loan.h -- the OpenMP threads of another library in this process, on loan.
  *
  * A thread that runs operations of PyTorch has a team of OpenMP threads. After each operation they spin for
- * milliseconds on the cores that our workers would need, and the system divides those cores between the two. So a job
- * on such a thread takes the team as its helpers, as long as it is awake. Until sa_openmp_end the thread is then inside a
- * parallel region, as OpenMP sees it: what a poll does there with OpenMP runs on this thread alone. */
+ * milliseconds on the cores that our workers would need, and the system divides those cores between the two. So a
+ * job on such a thread takes the team as its helpers, as long as it is awake. Until sa_openmp_end the thread is then
+ * inside a parallel region, as OpenMP sees it: what a poll does there with OpenMP runs on this thread alone. */
 #ifndef SELFATTN_OPENMP_LOAN_H
 #define SELFATTN_OPENMP_LOAN_H
 
@@ -12,9 +12,9 @@
 
 struct sa_openmp_library;
 
-/* Loans are off until they are asked for, by this or by SELFATTN_OPENMP=1 in the environment: to know whether a team is
- * awake, this reads memory that belongs to the other library. Returns whether loans are possible now: not in a child that
- * was forked beside such a library, and on Linux only. */
+/* Loans are off until this function or SELFATTN_OPENMP=1 in the environment turns them on: they read memory that
+ * belongs to the other library. Returns whether loans are possible now. They are on Linux, but not in a child that
+ * was forked beside an OpenMP library. */
 bool sa_openmp_allow(bool allow);
 
 /* Lives on the borrower's stack from sa_openmp_can_help to sa_openmp_end. */
@@ -26,8 +26,8 @@ struct sa_openmp_loan {
     clockid_t clock;
 };
 
-/* Whether this thread has a team of its own, awake, with at most so many threads beside it: a whole team has to be
- * waited for. Says in the loan whose. */
+/* Does this thread have a team of its own, awake, with at most `helpers` threads beside this one? The job waits for the
+ * whole team. The loan receives the library. */
 bool sa_openmp_can_help(struct sa_openmp_loan *loan, int helpers);
 
 /* Sets the whole team to work; returns how many there are beside this thread. */

@@ -5,8 +5,8 @@
 
 _Static_assert((SA_SHARED_PANELS & (SA_SHARED_PANELS - 1)) == 0, "doubling the rows of a task ends at the limit");
 
-/* The rows of a task. Panels that gather keys and values share the copy: a task has up to SA_SHARED_PANELS times as many
- * rows, as long as the threads have enough tasks. Bits do not depend on it. */
+/* The rows of a task. Panels that gather keys and values share the copy: a task has up to SA_SHARED_PANELS times as
+ * many rows, as long as the threads have enough tasks. Bits do not depend on it. */
 static ptrdiff_t rows_to_share(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     ptrdiff_t rows = SA_TASK_ROWS, heads = a->items * a->num_kv_heads;
@@ -31,7 +31,7 @@ struct attention_job {
     struct sa_attention_tasks tasks;
     struct split split;  /* forward */
     ptrdiff_t spans;     /* of the keys of one item */
-    ptrdiff_t next_task; /* the likely next task of a thread is so many further on */
+    ptrdiff_t next_task; /* tasks from one task of a thread to its likely next one */
     size_t workspace;
     int (*compute)(const struct sa_attention *, const struct sa_attention_task *, void *); /* forward */
 };
@@ -61,8 +61,9 @@ static struct split split_tasks(const struct attention_job *job, int num_threads
     return s;
 }
 
-/* Does a task prefetch the queries and outputs of the next task? Worth while where they come from memory, that is beyond
- * SA_PREFETCH_NEXT_NUMBERS. One row is prefetched with each row or dimension of the outputs: there must be enough. */
+/* Does a task prefetch the queries and outputs of the next task? Worth while where they come from memory, that is
+ * beyond SA_PREFETCH_NEXT_NUMBERS. One row is prefetched with each row or dimension of the outputs: there must be
+ * enough. */
 static int prefetches_next_task(const struct sa_attention *a)
 {
     double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
@@ -71,8 +72,8 @@ static int prefetches_next_task(const struct sa_attention *a)
            queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > SA_PREFETCH_NEXT_NUMBERS;
 }
 
-/* Do tasks begin in the order of their index, rather than in shares? Shares need many tasks for each thread, because masks
- * make tasks unequal. And in order, all threads read the same keys and values at about the same time. */
+/* Do tasks begin in the order of their index, rather than in shares? Shares need many tasks for each thread, because
+ * masks make tasks unequal. And in order, all threads read the same keys and values at about the same time. */
 static int runs_in_order(const struct attention_job *job, int num_threads)
 {
     return job->tasks.count < SA_TASKS_PER_THREAD * (ptrdiff_t)num_threads || sa_keys_exceed_cache(job->args);

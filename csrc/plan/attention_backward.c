@@ -63,7 +63,8 @@ static int backward_rows_task(void *context, ptrdiff_t index)
     return run_backward(job, sa_attention_task_at(job->args, &job->tasks, index), ROW_GRADIENTS, ALL_KEYS, workspace);
 }
 
-/* Does the item have the bias of this number? Biases are numbered over the leading dimensions that are not broadcast. */
+/* Does the item have the bias of this number? Biases are numbered over the leading dimensions that are not
+ * broadcast. */
 static int has_same_bias(const struct sa_attention *a, const struct sa_array *bias, ptrdiff_t item, ptrdiff_t number)
 {
     for (int d = a->num_leading - 1; d >= 0; --d) {
@@ -76,8 +77,8 @@ static int has_same_bias(const struct sa_attention *a, const struct sa_array *bi
     return 1;
 }
 
-/* Does every row of the bias belong to one task? Not where all heads have the same bias, and the group of a query may lie
- * in two tasks. */
+/* Does every row of the bias belong to one task? Not where all heads have the same bias, and the group of a query
+ * may lie in two tasks. */
 static int rows_have_one_task(const struct sa_attention *a, const struct sa_array *bias)
 {
     return bias->row && (bias->head || SA_TASK_ROWS % sa_group(a) == 0);
@@ -90,7 +91,7 @@ static int backward_bias_task(void *context, ptrdiff_t index)
     const struct backward_job *job = context;
     const struct sa_attention *a = job->args;
     const struct sa_array *bias = &a->grad_bias;
-    ptrdiff_t tasks = job->tasks.per_head; /* packed batches have no such gradient */
+    ptrdiff_t tasks = job->tasks.per_head; /* packed batches have no gradient of a bias */
     ptrdiff_t fixed_task = rows_have_one_task(a, bias) ? index % tasks : -1,
               remainder = fixed_task < 0 ? index : index / tasks;
     ptrdiff_t fixed_head = bias->head ? remainder % a->num_kv_heads : -1;
@@ -140,8 +141,8 @@ static ptrdiff_t bias_tasks(const struct sa_attention *a)
     return tasks;
 }
 
-/* Either head by head, five products for each task. Or, with too few heads for the threads, first the gradients of rows,
- * then those of keys: seven products in all. The sums are the same to the last bit. */
+/* Either head by head, five products for each task. Or, with too few heads for the threads, first the gradients of
+ * rows, then the gradients of keys: seven products in all. The sums are the same to the last bit. */
 int sa_attention_backward_run(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     if (a->dtype == SA_FLOAT64) kernels = kernels->float64;

@@ -123,8 +123,8 @@ static ptrdiff_t packed_item(const struct sa_attention *a, const struct sa_atten
     return low;
 }
 
-/* Tasks go head by head, so that keys and values stay in the cache. A head begins with its last task: under a causal mask
- * that is the one with the most keys, and the tasks at the very end are short. */
+/* Tasks go head by head, so that keys and values stay in the cache. A head begins with its last task: under a causal
+ * mask that is the one with the most keys, and the tasks at the very end are short. */
 struct sa_attention_task sa_attention_task_at(const struct sa_attention *a, const struct sa_attention_tasks *tasks,
                                               ptrdiff_t index)
 {

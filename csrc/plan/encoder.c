@@ -1,4 +1,5 @@
-/* encoder.c -- memory, blocks of rows and threads of an encoder. No arithmetic, and no order of steps: see encoder.h. */
+/* encoder.c -- memory, blocks of rows and threads of an encoder. No arithmetic, and no order of steps: see
+ * encoder.h. */
 #include "plan/encoder.h"
 #include "plan/tasks.h"
 
@@ -33,7 +34,8 @@ static enum sa_dtype hidden_dtype(const struct sa_encoder *e, const struct sa_la
 
 /* ---- memory ---- */
 
-/* Buffers one after the other, in whole cache lines. Without a base a buffer has no address, and only the size is counted. */
+/* Buffers one after the other, in whole cache lines. Without a base a buffer has no address, and only the size is
+ * counted. */
 struct carving {
     char *base;
     ptrdiff_t used; /* bytes */

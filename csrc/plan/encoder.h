@@ -1,10 +1,11 @@
 /* encoder.h -- a stack of encoder layers over packed tokens: the layer, and the steps that it is made of.
  *
- * The order of the steps, which is the mathematics, belongs to the caller: selfattn/_native/encoder.pyx. This file and
- * encoder.c carve memory into activations, cut rows into blocks, and find threads for them.
+ * The order of the steps, which is the mathematics, belongs to the caller: selfattn/_native/encoder.pyx. This file
+ * and encoder.c carve memory into activations, cut rows into blocks, and find threads for them.
  *
  * Whole sequences go through all layers together, as many as a micro-batch holds. Attention needs all rows at once.
- * Between two attentions, each thread carries a block of rows all the way, so that it stays in the cache of its core. */
+ * Between two attentions, each thread carries a block of rows all the way, so that it stays in the cache of its
+ * core. */
 #ifndef SELFATTN_PLAN_ENCODER_H
 #define SELFATTN_PLAN_ENCODER_H
 
@@ -85,7 +86,8 @@ int sa_encoder_run(const struct sa_encoder *, float *x, const int64_t *cu_seqlen
 /* query | key | value -> context, over all rows of the micro-batch. */
 int sa_micro_batch_attend(const struct sa_micro_batch *, const struct sa_layer *);
 
-/* Calls `between` for each block of rows, between the attention of layer `done` and that of layer `next` (NULL: none). */
+/* Calls `between` for each block of rows, between the attention of layer `done` and that of layer `next` (NULL:
+ * none). */
 typedef void (*sa_between_attentions)(struct sa_rows *, const struct sa_layer *done, const struct sa_layer *next);
 int sa_micro_batch_rows(const struct sa_micro_batch *, const struct sa_layer *done, const struct sa_layer *next,
                         sa_between_attentions);

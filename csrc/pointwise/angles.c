@@ -18,7 +18,8 @@ static double cosine_near_0(double r)
     return 1.0 - sum;
 }
 
-/* x = k * pi / 2 + r, |r| <= pi / 4. pi / 2 is three numbers; products of the first two with a k of 20 bits are exact. */
+/* x = k * pi / 2 + r, |r| <= pi / 4. pi / 2 is three numbers; products of the first two with a k of 20 bits are
+ * exact. */
 static void sine_and_cosine(double x, double *sine, double *cosine)
 {
     const double first = 0x1.921fb544p+0, second = 0x1.0b4611a6p-34, third = 0x1.3198a2e037073p-69;

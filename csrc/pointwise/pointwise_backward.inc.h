@@ -106,7 +106,8 @@ INLINE double normed_number(const struct normed_row *row, ptrdiff_t i)
     return ((double)row->x[i] - row->mean) * row->scale;
 }
 
-/* The sums over a row of grad = grad_y * weight, and of grad * normed, in the order of row_sum. grad_y, weight: (n,). */
+/* The sums over a row of grad = grad_y * weight, and of grad * normed, in the order of row_sum. grad_y, weight:
+ * (n,). */
 INLINE void norm_gradient_sums(const struct normed_row *row, const real *grad_y, const real *weight, ptrdiff_t n,
                                double *grad_sum, double *product_sum)
 {
@@ -138,8 +139,8 @@ INLINE void norm_gradient_sums(const struct normed_row *row, const real *grad_y,
     *product_sum = tree(products);
 }
 
-/* grad_x = scale * (grad - mean(grad) - normed * mean(grad * normed)), without mean(grad) for an RMSNorm. weight_sums +=
- * grad_y * normed, bias_sums += grad_y. All are (width,); the row begins at number `at`. */
+/* grad_x = scale * (grad - mean(grad) - normed * mean(grad * normed)), without mean(grad) for an RMSNorm.
+ * weight_sums += grad_y * normed, bias_sums += grad_y. All are (width,); the row begins at number `at`. */
 INLINE void norm_row_backward(const struct sa_norm_backward *l, ptrdiff_t at, double *weight_sums, double *bias_sums)
 {
     const real *grad_y = (const real *)l->grad_y + at, *weight = l->weight;
@@ -188,8 +189,8 @@ static void sum_rows(const void *data, ptrdiff_t rows, ptrdiff_t width, double *
     }
 }
 
-/* The sums of all chunks are added to those of the first, in order, and rounded into result: (width,). stride: numbers from
- * chunk to chunk. */
+/* The sums of all chunks are added to the sums of the first, in order, and rounded into result: (width,). stride:
+ * numbers from chunk to chunk. */
 static void add_sums(double *sums, ptrdiff_t chunks, ptrdiff_t stride, ptrdiff_t width, void *result)
 {
     real *y = result;

@@ -20,7 +20,7 @@ static void rotate_halves(real *x, const real *cosines, const real *sines, ptrdi
     }
 }
 
-/* Pairs (2i, 2i + 1). Shapes are those of rotate_halves. */
+/* Pairs (2i, 2i + 1). Shapes are as in rotate_halves. */
 static void rotate_neighbours(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
 {
     for (ptrdiff_t i = 0; i < pairs; ++i, x += 2) {

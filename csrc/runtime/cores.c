@@ -1,4 +1,5 @@
-/* cores.c -- cores and clocks. On Linux the core of a thread can be read and changed; elsewhere the scheduler decides. */
+/* cores.c -- cores and clocks. On Linux the core of a thread can be read and changed; elsewhere the scheduler
+ * decides. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

@@ -1,8 +1,8 @@
 /* pool.c -- a small pool of threads. Three ideas:
  *
- * - A job lives on the stack of its caller. The caller takes tasks from atomic counters like every other thread; workers
- *   only help. A job is `open` while it has places for helpers, and over when its last helper has left.
- * - An idle worker spins for some microseconds, bounded by the clock, then sleeps. Jobs that follow each other
+ * - A job lives on the stack of its caller. The caller takes tasks from atomic counters like every other thread;
+ *   workers only help. A job is `open` while it has places for helpers, and over when its last helper has left.
+ * - An idle worker spins for at most 40 us, bounded by the clock, then sleeps. Jobs that follow each other
  *   closely start without a system call; an idle pool uses no CPU.
  * - One lock guards the list of open jobs and the counts. It is held for a few instructions, never over a task, a
  *   poll or a spin, so fork() can take it and the child can begin afresh, without workers. */
@@ -213,7 +213,7 @@ static void *worker(void *unused)
 }
 
 /* Starts workers until there are `count`, or the system refuses. The caller holds the lock. Workers take no signal
- * but those of their own faults: Ctrl-C belongs to Python's main thread. Detached, they end with the process. */
+ * but the signals of their own faults: Ctrl-C belongs to Python's main thread. Detached, they end with the process. */
 static void start_workers(int count)
 {
     if (pool.workers >= count) return;

@@ -1,8 +1,9 @@
 /* task_shares.h -- the tasks of a job, dealt out to its threads.
  *
- * A thread begins with its own share of neighbouring tasks. Their data stay in the caches of its core from task to task,
- * and from call to call, because the same thread gets the same share again. When its share is empty, a thread takes tasks
- * from other shares, so that all threads end together. With one share, tasks begin in the order of their index. */
+ * A thread begins with its own share of neighbouring tasks. Their data stay in the caches of its core from task to
+ * task. They stay from call to call too, because the same thread gets the same share again. When its share is empty,
+ * a thread takes tasks from other shares, so that all threads end together. With one share, tasks begin in the order
+ * of their index. */
 #ifndef SELFATTN_SHARES_H
 #define SELFATTN_SHARES_H
 
@@ -33,7 +34,8 @@ static inline void sa_deal_tasks(struct sa_task_shares *shares, ptrdiff_t tasks,
     }
 }
 
-/* The next task of this thread, -1 after the last. `emptied`: the number of shares that it has found empty, 0 at first. */
+/* The next task of this thread, -1 after the last. `emptied`: the number of shares that it has found empty, 0 at
+ * first. */
 static inline ptrdiff_t sa_take_task(struct sa_task_shares *shares, int slot, int *emptied)
 {
     for (; *emptied < shares->count; ++*emptied) {

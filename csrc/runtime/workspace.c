@@ -53,7 +53,7 @@ static void *allocate(size_t bytes)
     return bytes > PTRDIFF_MAX - PAGE ? NULL : aligned_alloc(CACHE_LINE, (bytes + PAGE) / PAGE * PAGE);
 }
 
-/* Frees the workspaces of this thread, or those of all others. The caller holds the lock. */
+/* Frees the workspaces of this thread, or of all other threads. The caller holds the lock. */
 static void free_workspaces(bool own)
 {
     for (struct workspace **at = &registry.first; *at;) {

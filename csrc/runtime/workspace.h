@@ -4,8 +4,9 @@
 
 #include <stddef.h>
 
-/* The scratch of this thread for its task: aligned to 64 bytes, of any content, grown on demand, kept for the next task.
- * A thread has one: a second call in a task returns the same memory, moved if it had to grow. NULL: out of memory. */
+/* The scratch of this thread for its task: aligned to 64 bytes, of any content, grown on demand, kept for the next
+ * task. A thread has one: a second call in a task returns the same memory, moved if it had to grow. NULL: out of
+ * memory. */
 void *sa_workspace(size_t bytes);
 
 /* Frees every workspace that is not in use. Any thread may call it at any time. */

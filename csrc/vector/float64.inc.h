@@ -2,6 +2,9 @@
 #ifndef SELFATTN_VECTOR_FLOAT64_INC_H
 #define SELFATTN_VECTOR_FLOAT64_INC_H
 
+#ifndef SA_ISA /* opened by an editor */
+#define SA_FLOAT64_KERNELS
+#endif
 #include "vector/numbers.inc.h"
 
 #if SA_VECTOR_BYTES == 64

@@ -1,4 +1,5 @@
-/* half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to even). */
+/* half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to
+ * even). */
 #ifndef SELFATTN_VECTOR_HALF_INC_H
 #define SELFATTN_VECTOR_HALF_INC_H
 
@@ -94,7 +95,8 @@ INLINE vhalf narrow_float16(vreal x)
 }
 #endif
 
-/* vsplit: the 2 * LANES numbers of two vectors become those of even and of odd index. vinterleave: the reverse. */
+/* vsplit: the 2 * LANES numbers of two vectors become the numbers of even index and of odd index. vinterleave: the
+ * reverse. */
 #if SA_VECTOR_BYTES == 64
 #define SA_EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define SA_ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31

@@ -1,5 +1,6 @@
-/* math.inc.h -- 2^x and tanh lane by lane, and the logarithm of one number. Every instruction set does the same operations
- * in the same order. Polynomials are minimax for the relative error; their coefficients begin with the constant. */
+/* math.inc.h -- 2^x and tanh lane by lane, and the logarithm of one number. Every instruction set does the same
+ * operations in the same order. Polynomials are minimax for the relative error; their coefficients begin with the
+ * constant. */
 #ifndef SELFATTN_VECTOR_MATH_INC_H
 #define SELFATTN_VECTOR_MATH_INC_H
 

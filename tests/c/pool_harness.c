@@ -1,4 +1,5 @@
-/* Drives csrc/runtime/pool.c without Python. `pool_harness NAME` runs one case: exit status 0, or 1 with the failed line. */
+/* Drives csrc/runtime/pool.c without Python. `pool_harness NAME` runs one case: exit status 0, or 1 with the failed
+ * line. */
 #define _GNU_SOURCE
 #include "runtime/pool.h"
 #include "runtime/workspace.h"
@@ -281,7 +282,7 @@ static void test_callers(void)
     CHECK(most_threads <= 1 + CALLERS + 2 + OTHER_THREADS); /* main, the callers, two workers for num_threads=3 */
 }
 
-/* ---- cancellation and the poll ------------------------------------------------------------------------------------ */
+/* ---- cancellation and the poll --------------------------------------------------------------------------------- */
 
 struct cancelled {
     atomic_int begun, inside;
@@ -409,7 +410,7 @@ static void test_poll_reenters(void)
     CHECK(polls >= 2);
 }
 
-/* ---- fork ---------------------------------------------------------------------------------------------------------- */
+/* ---- fork ------------------------------------------------------------------------------------------------------ */
 
 static void wait_for_child(pid_t child)
 {
@@ -502,7 +503,7 @@ static void test_fork_in_poll(void)
     wait_for_child(forked_in_poll);
 }
 
-/* ---- faults: threads and memory that are refused (linked with --wrap=pthread_create) ------------------------------ */
+/* ---- faults: threads and memory that are refused (linked with --wrap=pthread_create) --------------------------- */
 
 static atomic_int threads_allowed = 1000000;
 
@@ -550,7 +551,7 @@ static void test_no_memory(void)
     CHECK(failures >= 10);
 }
 
-/* ---- memory goes back --------------------------------------------------------------------------------------------- */
+/* ---- memory goes back ------------------------------------------------------------------------------------------ */
 
 static long resident_kib(void)
 {
@@ -605,7 +606,7 @@ static void test_trim(void)
     check_squares(100, 4);
 }
 
-/* ---- an idle pool uses no CPU, and signals don't reach the workers ------------------------------------------------- */
+/* ---- an idle pool uses no CPU, and signals don't reach the workers --------------------------------------------- */
 
 static double cpu_seconds(void)
 {
