@@ -1,7 +1,7 @@
 """Builds the compiled modules: every .pyx of the package, one of them with the kernels (all of csrc) inside.
 
-Objects compile side by side on all cores, and only where something changed: the compiler writes down which files an
-object was made of (-MMD), and we write down the command. What is built stays in build/.
+Objects compile side by side on all cores, and only where something changed: the compiler writes down which
+files an object was made of (-MMD), and we write down the command. What is built stays in build/.
 """
 
 import os
@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 FLAGS = ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off"]  # the same arithmetic on every machine
 FLAGS += ["-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-MMD"]
 FLAGS += os.environ.get("SELFATTN_CFLAGS", "").split()
-KERNELS = ("selfattn/_native/runtime.pyx", "selfattn/_kernels.pyx")  # the one module that links csrc
+KERNELS = "selfattn._native.runtime"  # the one module that links csrc
 GENERATED = Path("build/cython")
 
 
@@ -27,10 +27,25 @@ def posix(paths) -> list[str]:
 def extension(source: str) -> Extension:
     return Extension(
         source.removesuffix(".pyx").replace("/", "."),
-        sources=[source, *(posix(Path("csrc").rglob("*.c")) if source in KERNELS else [])],
+        sources=[source],
         include_dirs=["csrc"],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread", "-ldl"],
+    )
+
+
+def generate(sources: list[str]) -> list[Extension]:
+    """The modules, translated to C in build/cython where that is older than the source or this file."""
+    generated = [GENERATED / source.replace(".pyx", ".c") for source in sources]
+    this = Path(__file__).stat().st_mtime
+    return cythonize(
+        [extension(source) for source in sources],
+        language_level=3,
+        # Not freethreading_compatible: without the GIL nothing is tested, so that importing us keeps the GIL.
+        compiler_directives={"boundscheck": False, "wraparound": False},
+        build_dir=str(GENERATED),
+        force=any(path.exists() and path.stat().st_mtime < this for path in generated) or None,
+        quiet=True,
     )
 
 
@@ -40,7 +55,9 @@ def is_up_to_date(target: Path, command: str) -> bool:
     try:
         time = target.stat().st_mtime_ns
         files = made_of.read_text(encoding="utf-8").replace("\\\n", " ").partition(": ")[2].split()
-        return record.read_text(encoding="utf-8") == command and all(os.stat(f).st_mtime_ns <= time for f in files)
+        return record.read_text(encoding="utf-8") == command and all(
+            os.stat(f).st_mtime_ns <= time for f in files
+        )
     except OSError:  # something is not there
         return False
 
@@ -88,19 +105,9 @@ class BuildObjects(build_ext):
         return objects
 
 
-MODULES = [extension(source) for source in posix(Path("selfattn").rglob("*.pyx"))]
-# Directives are written below: what is older than this file may have been generated with others.
-outdated = any(path.stat().st_mtime < Path(__file__).stat().st_mtime for path in GENERATED.rglob("*.c"))
+modules = generate(posix(Path("selfattn").rglob("*.pyx")))
+for module in modules:
+    if module.name == KERNELS:
+        module.sources += posix(Path("csrc").rglob("*.c"))
 
-setup(
-    cmdclass={"build_ext": BuildObjects},
-    ext_modules=cythonize(
-        MODULES,
-        language_level=3,
-        # Not freethreading_compatible: without the GIL nothing is tested, so that importing us keeps the GIL.
-        compiler_directives={"boundscheck": False, "wraparound": False},
-        build_dir=str(GENERATED),
-        force=outdated or None,
-        quiet=True,
-    ),
-)
+setup(cmdclass={"build_ext": BuildObjects}, ext_modules=modules)

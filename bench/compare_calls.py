@@ -5,6 +5,7 @@ between two marks, for callgrind, and prints the names of those that this build 
 time` reads lines "NAME NUMBER" and answers each with the seconds of so many calls, or an error.
 """
 
+import gc
 import os
 import sys
 import time
@@ -137,6 +138,7 @@ def warm(name: str) -> Call:
 
 def count(*names: str) -> None:
     """Between the marks of a call lie its instructions, and nothing of the imports and of the warming up."""
+    gc.disable()  # it would fall into one call of a build and into another of the other
     for name in names or CALLS:
         try:
             call = warm(name)

@@ -109,7 +109,10 @@ def as_lengths(
     if checked.shape != (batch,) and not (batch == 1 and checked.ndim == 0):
         raise ValueError(f"{name} has shape {checked.shape}; one length for each item is {(batch,)}")
     checked = checked.reshape(batch)
-    wrong = ((checked < 0) | (checked > most)).nonzero()[0]
+    if isinstance(most, int):
+        wrong = (checked.view(np.uint64) > most).nonzero()[0]  # a negative one is a large one
+    else:
+        wrong = ((checked < 0) | (checked > most)).nonzero()[0]
     if wrong.size:
         item = wrong[0]
         bound = np.broadcast_to(most, batch)[item]

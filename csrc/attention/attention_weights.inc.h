@@ -1,11 +1,12 @@
-/* weights.inc.h -- the attention weights themselves, for looking at: two passes over the scores, the first for each
- * lane's maximum and sum, the second for the weights, written out row by row. */
+/* attention_weights.inc.h -- the attention weights themselves, as an array.
+ *
+ * Two passes over the scores: the first finds the maximum and the sum of each lane, the second writes the weights. */
 #ifndef SELFATTN_ATTENTION_ATTENTION_WEIGHTS_INC_H
 #define SELFATTN_ATTENTION_ATTENTION_WEIGHTS_INC_H
 
 #include "attention/driver.inc.h"
 
-/* Lanes become rows of the output. */
+/* The weights of a block, keys x p->width in b->scores, become columns b->first .. b->last - 1 of out. */
 static void store_probabilities(const struct sa_attention *a, const struct sa_attention_task *t,
                                 const struct query_panel *p, const struct key_block *b)
 {
@@ -25,6 +26,7 @@ static void store_probabilities(const struct sa_attention *a, const struct sa_at
     }
 }
 
+/* The rows of a panel in out become 0. */
 static void clear_rows(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p)
 {
     for (ptrdiff_t i = 0; i < p->rows; ++i)
@@ -32,7 +34,8 @@ static void clear_rows(const struct sa_attention *a, const struct sa_attention_t
             memset(out_row(a, t, p->row0 + i) + k * a->out.col, 0, (size_t)size_of(a->dtype));
 }
 
-/* Scores become weights: 2^((score - max) * log2_scale) / sum, and 0 for a masked key, also in a row of NaN. */
+/* Scores, keys x p->width, become weights: 2^((score - max) * log2_scale) / sum. The weight of a hidden key is 0, also
+ * in a row of NaN. */
 static void to_probabilities(const struct query_panel *p, const struct key_block *b, real log2_scale)
 {
     for (int v = 0; v < p->nv; ++v) {
@@ -46,7 +49,7 @@ static void to_probabilities(const struct query_panel *p, const struct key_block
     }
 }
 
-/* The weights of the block that begins at `key`, in the place of its scores. Returns 0 if no lane sees a key of it. */
+/* The weights of the block that begins at `key`, in the place of its scores. Returns 0 if all its keys are hidden. */
 static int probabilities_of_block(const struct sa_attention *a, const struct sa_attention_task *t,
                                   const struct query_panel *p, struct score_scale scaling, ptrdiff_t key,
                                   struct key_block *b)

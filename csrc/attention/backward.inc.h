@@ -1,23 +1,24 @@
-/* backward.inc.h -- the gradients of attention, from its lse: one tile of queries against its keys.
+/* backward.inc.h -- the gradients of attention, from its lse: the rows of one task against its keys.
  *
- *   pass 1  scores    S^T as in the forward pass, and the probabilities P^T = 2^((S^T - lse) * c)
- *   pass 2  dP^T[key, lane]   = sum over value_dim of value * grad_out
- *   pass 3  dS^T = P^T * (dP^T - delta), delta[lane] = sum over value_dim of grad_out * out
- *   pass 4  grad_query^T[dim, lane] += sum over keys of key * dS^T
- *   pass 5  grad_value[key, dim]    += sum over rows of P * grad_out;   grad_key[key, dim] += sum over rows of dS * query
+ *   pass 1  scores and probabilities    P^T[key, lane] = 2^((S^T - lse) * log2_scale)            (backward_scores.inc.h)
+ *   pass 2  dP^T[key, lane] = sum over value_dim of value * grad_out                             (backward_scores.inc.h)
+ *   pass 3  dS^T = P^T * (dP^T - delta), delta[lane] = sum over value_dim of grad_out * out      (backward_scores.inc.h)
+ *   pass 4  grad_query^T[dim, lane] += sum over keys of key * dS^T                               (backward_query.inc.h)
+ *   pass 5  grad_value[key, dim] += sum over rows of P * grad_out                                (backward_keys.inc.h)
+ *           grad_key[key, dim]   += sum over rows of dS * query
  *
- * (FlashAttention-2, Dao 2023, algorithm 2.) Canonical order: a sum over keys is a chain per block, a sum over queries a
- * chain per square, added in order. The probability of a masked key is -0: its sign says that the key is not seen, should a NaN
- * have to be kept from passing. */
+ * (FlashAttention-2, Dao 2023, algorithm 2.) Canonical order: a sum over keys is one chain for each key block; a sum over
+ * rows is one chain for each task of 64 rows; chains are added in order. The probability of a hidden key is -0. Its sign
+ * tells the later passes that the key is hidden, where a NaN must not pass. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_INC_H
 #define SELFATTN_ATTENTION_BACKWARD_INC_H
 
 #include "attention/backward_keys.inc.h"
 #include "attention/backward_query.inc.h"
 
-/* ---- the bias, in a pass of its own: what it is broadcast over is summed in order ---- */
+/* ---- gradients of biases: a task for them alone sums over the broadcast dimensions in order ---- */
 
-/* grad_bias += dS, row by row. */
+/* grad_bias += dS, row by row. score_gradients: keys x lanes, b->stride numbers from key to key. */
 static void add_bias_gradient(const struct sa_attention *a, const struct sa_attention_task *t,
                               const struct backward_panel *g, const struct key_block *b, const real *score_gradients)
 {
@@ -30,23 +31,23 @@ static void add_bias_gradient(const struct sa_attention *a, const struct sa_atte
     }
 }
 
-/* grad_relative_bias += dS, row by row: each to the distance of its key. */
+/* grad_relative_bias[head, distance of the key] += dS, row by row. score_gradients: as for add_bias_gradient. */
 static void add_relative_gradient(const struct sa_attention *a, const struct sa_attention_task *t,
                                   const struct backward_panel *g, const struct key_block *b,
                                   const real *score_gradients)
 {
     const struct query_panel *p = &g->panel;
     for (ptrdiff_t i = 0; i < p->rows; ++i) {
-        double *of_head = t->grad_relative_bias + (p->row0 + i) % sa_group(a) * sa_relative_width(&a->options);
+        double *table = t->grad_relative_bias + (p->row0 + i) % sa_group(a) * sa_relative_width(&a->options);
         for (ptrdiff_t k = 0; k < b->last - b->first; ++k)
-            of_head[relative_index(&a->options, b->first + k - p->position[i])] +=
+            table[relative_index(&a->options, b->first + k - p->position[i])] +=
                 (double)score_gradients[k * b->stride + i];
     }
 }
 
 /* ---- the task ---- */
 
-/* Columns of keys that a panel does not see: nothing, and not seen. */
+/* The keys begin .. end - 1 of a panel are hidden: P becomes -0, dS becomes 0 (keys x ROW_STRIDE). */
 static void clear_columns(const struct backward_work *w, int index, ptrdiff_t begin, ptrdiff_t end)
 {
     for (ptrdiff_t k = begin; k < end; ++k)
@@ -57,12 +58,12 @@ static void clear_columns(const struct backward_work *w, int index, ptrdiff_t be
         }
 }
 
-/* Moves a panel's columns down to where the block's first key is row 0; clears what is around them. */
-static void align_columns(const struct backward_work *w, int index, int seen)
+/* Moves the keys of a panel down to where the block's first key is row 0, and hides the keys around them. */
+static void align_columns(const struct backward_work *w, int index, int visible)
 {
     const struct key_block *b = &w->block;
-    ptrdiff_t keys = b->keys.last - b->keys.first, begin = seen ? b->first - b->keys.first : keys;
-    ptrdiff_t end = seen ? b->last - b->keys.first : keys;
+    ptrdiff_t keys = b->keys.last - b->keys.first, begin = visible ? b->first - b->keys.first : keys;
+    ptrdiff_t end = visible ? b->last - b->keys.first : keys;
     for (ptrdiff_t k = end - 1; begin > 0 && k >= begin; --k) {
         ptrdiff_t to = k * ROW_STRIDE + index * PANEL_LANES, from = to - begin * ROW_STRIDE;
         memcpy(w->probabilities + to, w->probabilities + from, PANEL_LANES * sizeof(real));
@@ -72,27 +73,29 @@ static void align_columns(const struct backward_work *w, int index, int seen)
     clear_columns(w, index, end, keys);
 }
 
+/* Passes 1 to 5 for the key block that begins at key0. */
 static void backward_block(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
                            struct backward_work *w, ptrdiff_t key0)
 {
-    int some = 0;
+    int any_visible = 0;
     for (int i = 0; i < w->count; ++i) {
         struct backward_panel *g = &w->panels[i];
         real *score_gradients = w->score_gradients + i * PANEL_LANES;
-        int seen = score_gradients_of(a, t, scaling, w, i, key0);
-        if (seen && t->grad_bias) add_bias_gradient(a, t, g, &w->block, score_gradients);
-        if (seen && t->grad_relative_bias) add_relative_gradient(a, t, g, &w->block, score_gradients);
-        if (seen && w->capped) uncap_score_gradients(&g->panel, &w->block, score_gradients, (real)a->options.softcap);
-        if (seen && t->grad_query) add_query_gradient(a, t, g, &w->block, score_gradients);
-        if (t->grad_key) align_columns(w, i, seen);
-        some |= seen;
+        int visible = score_gradients_of(a, t, scaling, w, i, key0);
+        if (visible && t->grad_bias) add_bias_gradient(a, t, g, &w->block, score_gradients);
+        if (visible && t->grad_relative_bias) add_relative_gradient(a, t, g, &w->block, score_gradients);
+        if (visible && w->capped)
+            uncap_score_gradients(&g->panel, &w->block, score_gradients, (real)a->options.softcap);
+        if (visible && t->grad_query) add_query_gradient(a, t, g, &w->block, score_gradients);
+        if (t->grad_key) align_columns(w, i, visible);
+        any_visible |= visible;
     }
-    if (!some || !t->grad_key) return;
+    if (!any_visible || !t->grad_key) return;
     add_key_gradient(t, w, w->probabilities, w->grad_out, a->value_dim, w->finite_out, &a->grad_value, t->grad_value);
     add_key_gradient(t, w, w->score_gradients, w->query, a->head_dim, w->finite_query, &a->grad_key, t->grad_key);
 }
 
-/* The gradients of a row's own: its query, and its part in those of the sink and the gradient of its head. */
+/* The gradients of the rows of a panel: of their queries, and of their parts in the sink and the slope of their head. */
 static void store_row_gradients(const struct sa_attention *a, const struct sa_attention_task *t,
                                 struct backward_panel *g)
 {
@@ -114,7 +117,7 @@ static void store_row_gradients(const struct sa_attention *a, const struct sa_at
     }
 }
 
-/* The tile's rows against the keys from first_key to before last_key, both at the beginning of a block or the end. */
+/* One task against the keys first_key .. last_key - 1. Both begin a key block, or last_key is the end of the keys. */
 static int attention_backward(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t first_key,
                               ptrdiff_t last_key, void *workspace)
 {

@@ -1,10 +1,14 @@
-/* backward_keys.inc.h -- pass 5 of the backward pass: what the queries of a tile add to the gradients of keys and values. */
+/* backward_keys.inc.h -- pass 5 of the backward pass: the gradients of the keys and values of one key block.
+ *
+ * factors: P or dS of a task, keys x ROW_STRIDE rows. rows: queries or grad_out of a task, rows x dim, padded to whole
+ * vectors. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_KEYS_INC_H
 #define SELFATTN_ATTENTION_BACKWARD_KEYS_INC_H
 
 #include "attention/backward_scores.inc.h"
 
-/* Row by row, without those that do not see a key: a NaN reaches only the keys that its row sees. */
+/* sums[key, :] as below, row by row, without the rows that a key is hidden from: a NaN reaches only keys that its row
+ * sees. sums: keys x whole_vectors(columns). */
 static void sum_visible_rows(const struct backward_work *w, const real *factors, const real *rows, ptrdiff_t stride,
                              ptrdiff_t count, ptrdiff_t keys, ptrdiff_t columns)
 {
@@ -18,8 +22,8 @@ static void sum_visible_rows(const struct backward_work *w, const real *factors,
         }
 }
 
-/* sums[key, :] = sum over the tile's rows of factors[key, row] * rows[row, :]; without those that no lane of a vector
- * sees, where the tile is one panel. (Their factors are 0.) */
+/* sums[key, :] = sum over the rows of the task of factors[key, row] * rows[row, :]. sums: keys x nv * LANES. In a task of
+ * one panel, vectors of rows that a key is hidden from are left out: their factors are 0. */
 static void sum_visible_vectors(const struct backward_work *w, ptrdiff_t count, struct operand factors,
                                 const real *rows, ptrdiff_t stride, struct lane_rows sums)
 {
@@ -31,16 +35,17 @@ static void sum_visible_vectors(const struct backward_work *w, ptrdiff_t count, 
         return;
     }
     for (ptrdiff_t key = first, end; key < last; key = end) {
-        int from = 0, to = 0; /* as before the first key and after the last that are seen */
+        int from = 0, to = 0; /* no vector, before the first visible key and after the last */
         end = key < b->last ? same_visible_vectors(&w->panels[0].panel, b, key, &from, &to) : last;
-        ptrdiff_t at = key - first, row = from * LANES, some = larger(0, smaller(count, to * LANES) - row);
-        struct operand these = {factors.data + at * factors.row + row * factors.col, factors.row, factors.col};
-        multiply_store(nv, end - key, some, these, rows + row * stride, stride,
+        ptrdiff_t at = key - first, row = from * LANES, visible_rows = larger(0, smaller(count, to * LANES) - row);
+        struct operand part = {factors.data + at * factors.row + row * factors.col, factors.row, factors.col};
+        multiply_store(nv, end - key, visible_rows, part, rows + row * stride, stride,
                        (struct lane_rows){sums.data + at * sums.stride, sums.stride}, NULL, NULL);
     }
 }
 
-/* to[key, :] += sum over the tile's rows of factors[key, row] * rows[row, :], for the keys staged in the block. */
+/* to[key, :] += sum over the rows of the task of factors[key, row] * rows[row, :], for the keys b->keys.first ..
+ * b->keys.last - 1. to: keys x dim, array->row bytes from key to key. */
 static void add_key_gradient(const struct sa_attention_task *t, const struct backward_work *w, const real *factors,
                              const real *rows, ptrdiff_t dim, int finite, const struct sa_array *array, char *to)
 {

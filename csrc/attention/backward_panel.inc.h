@@ -1,29 +1,32 @@
-/* backward_panel.inc.h -- what the queries of a task bring along to the backward pass: panels, rows, delta, lse. */
+/* backward_panel.inc.h -- what a task brings to its backward pass: query panels, rows, delta, lse, and its buffers. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_PANEL_INC_H
 #define SELFATTN_ATTENTION_BACKWARD_PANEL_INC_H
 
 #include "attention/panels.inc.h"
 
-enum { ROW_STRIDE = SA_TASK_ROWS }; /* P and dS of a tile: keys x rows, panel beside panel */
+enum { ROW_STRIDE = SA_TASK_ROWS }; /* numbers from key to key in P and dS: keys x rows of a task, panel beside panel */
+
+_Static_assert((int)SA_TASK_ROWS == (int)SA_BACKWARD_ROWS, "the rows of a task are one chain of a key's gradient");
+_Static_assert(MAX_PANELS *(int)PANEL_LANES == (int)ROW_STRIDE, "panels fill the rows of P and dS");
 
 struct backward_panel {
     struct query_panel panel;
-    real *grad_out, *grad_query; /* value_dim x width, head_dim x width */
-    real lse[PANEL_LANES];       /* in to_logits of the scores; 0 without a key */
+    real *grad_out, *grad_query; /* value_dim x width, and head_dim x width */
+    real lse[PANEL_LANES];       /* in the units of the scores; 0 where the row sees no key */
     real delta[PANEL_LANES];
     real alibi[PANEL_LANES]; /* sum of -distance * dS */
-    int empty;               /* no key so far: grad_query not yet written */
+    int empty;               /* no key so far: grad_query holds nothing yet */
 };
 
-/* What a tile works with. */
+/* The buffers of a task; they lie behind this structure in the workspace. */
 struct backward_work {
     struct key_block block;
     struct backward_panel panels[MAX_PANELS];
     int count;
-    real *probabilities, *score_gradients, *capped; /* P, dS: keys x rows; the capped scores likewise, with a softcap */
-    real *query, *grad_out;                         /* rows x dim, padded to whole vectors: query * scale, grad_out */
-    real *sums;                                     /* keys x panel, before they are added */
-    int finite_query, finite_out;                   /* is every number of the rows finite? */
+    real *probabilities, *score_gradients, *capped; /* P, dS, and with a softcap the capped scores: keys x ROW_STRIDE */
+    real *query, *grad_out;       /* query * scale and grad_out: rows x dim, padded to whole vectors */
+    real *sums;                   /* pass 5: keys x PANEL_LANES, before they are added to a gradient */
+    int finite_query, finite_out; /* is every number of the rows finite? */
 };
 
 static ptrdiff_t whole_vectors(ptrdiff_t n)
@@ -31,7 +34,7 @@ static ptrdiff_t whole_vectors(ptrdiff_t n)
     return (n + LANES - 1) / LANES * LANES;
 }
 
-/* The buffers of a task. */
+/* Gives the buffers of a task their places. */
 static void place_backward(const struct sa_attention *a, struct layout *l, struct backward_work *w)
 {
     place_block(a, l, &w->block);
@@ -43,6 +46,7 @@ static void place_backward(const struct sa_attention *a, struct layout *l, struc
     w->grad_out = place(l, SA_TASK_ROWS * (size_t)whole_vectors(a->value_dim));
 }
 
+/* Gives the buffers of a panel their places: dim x lanes. */
 static void place_backward_panel(const struct sa_attention *a, struct layout *l, struct backward_panel *g)
 {
     g->panel.query = place_panel(l, a->head_dim);
@@ -50,8 +54,9 @@ static void place_backward_panel(const struct sa_attention *a, struct layout *l,
     g->grad_out = place_panel(l, a->value_dim);
 }
 
-enum { WORK_BYTES = (sizeof(struct backward_work) + 63) / 64 * 64 }; /* in the workspace, before the buffers */
+enum { WORK_BYTES = (sizeof(struct backward_work) + 63) / 64 * 64 }; /* bytes before the buffers: whole cache lines */
 
+/* Bytes of the workspace of one task. */
 static size_t backward_workspace(const struct sa_attention *a)
 {
     struct layout l = {NULL, 0};
@@ -62,9 +67,10 @@ static size_t backward_workspace(const struct sa_attention *a)
     return WORK_BYTES + l.used * sizeof(real);
 }
 
-/* ---- what the queries of a tile bring along ---- */
+/* ---- the rows of a task ---- */
 
-/* The tile's rows of an array, times a factor, side by side and padded with zeros. Returns whether all are finite. */
+/* to: rows x whole_vectors(dim) = the rows of the task in an array, times a factor, padded with zeros. Returns whether
+ * all numbers are finite. */
 static int load_rows(const struct sa_attention *a, const struct sa_attention_task *t, const struct sa_array *array,
                      const char *data, ptrdiff_t dim, real factor, real *to)
 {
@@ -80,8 +86,8 @@ static int load_rows(const struct sa_attention *a, const struct sa_attention_tas
     return all_finite((struct operand){(const char *)to, sizeof(real), stride * (ptrdiff_t)sizeof(real)}, dim, t->rows);
 }
 
-/* delta, lane by lane down the dimensions, in chains as long as those of the products that it is subtracted from; and the
- * lse, where scores times `to_logits` are natural. */
+/* delta[lane] = sum over value_dim of grad_out * out, in chains of SA_SCORE_CHAIN products, as in dP. And the lse in the
+ * units of the scores, where scores times `to_logits` are natural logits. */
 static void load_row_sums(const struct sa_attention *a, const struct sa_attention_task *t, real to_logits,
                           struct backward_panel *g)
 {

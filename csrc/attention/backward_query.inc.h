@@ -1,11 +1,12 @@
-/* backward_query.inc.h -- pass 4 of the backward pass: what a key block adds to the gradients of the queries. */
+/* backward_query.inc.h -- pass 4 of the backward pass: the gradients of the queries, from one key block. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_QUERY_INC_H
 #define SELFATTN_ATTENTION_BACKWARD_QUERY_INC_H
 
 #include "attention/backward_scores.inc.h"
 #include "attention/values_by_lane.inc.h"
 
-/* C += A * B with lanes' visibility in the sign of `probabilities`: a NaN in A reaches only lanes that see its key. */
+/* grad_query[dim, lane] += sum over keys of keys[dim, key] * dS[key, lane], as below. A hidden key, whose probability is
+ * -0, counts as 0: its NaN reaches only lanes that see it. */
 static void add_visible_keys(const struct backward_panel *g, const struct key_block *b, struct operand keys,
                              ptrdiff_t dim, const real *score_gradients)
 {
@@ -24,6 +25,7 @@ static void add_visible_keys(const struct backward_panel *g, const struct key_bl
         }
 }
 
+/* g->grad_query, head_dim x width, += sum over the keys of a block of key * dS. score_gradients: keys x ROW_STRIDE. */
 static void add_query_gradient(const struct sa_attention *a, const struct sa_attention_task *t,
                                struct backward_panel *g, struct key_block *b, const real *score_gradients)
 {

@@ -1,4 +1,5 @@
-/* backward_scores.inc.h -- passes 1 to 3 of the backward pass: P and dS of a key block. */
+/* backward_scores.inc.h -- passes 1 to 3 of the backward pass: P and dS of one key block and one panel, both keys x lanes
+ * with ROW_STRIDE numbers from key to key. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_SCORES_INC_H
 #define SELFATTN_ATTENTION_BACKWARD_SCORES_INC_H
 
@@ -6,12 +7,13 @@
 #include "attention/dropout.inc.h"
 #include "attention/scores.inc.h"
 
+/* Which lanes have -0, the probability of a hidden key? */
 INLINE vint is_hidden(vreal probability)
 {
     return (vint)probability == (vint)vsplat(-0.0f);
 }
 
-/* Scores become probabilities; where the lane does not see the key, -0. */
+/* Pass 1: scores, keys x lanes, become probabilities in place; -0 where the key is hidden. */
 static void probabilities_by_lse(const struct backward_panel *g, const struct key_block *b, real log2_scale)
 {
     const struct query_panel *p = &g->panel;
@@ -25,7 +27,7 @@ static void probabilities_by_lse(const struct backward_panel *g, const struct ke
     }
 }
 
-/* alibi += -distance * dS */
+/* g->alibi[lane] += sum over keys of -distance * dS[key, lane] */
 static void add_alibi_gradient(struct backward_panel *g, const struct key_block *b, const real *score_gradients)
 {
     const struct query_panel *p = &g->panel;
@@ -38,13 +40,15 @@ static void add_alibi_gradient(struct backward_panel *g, const struct key_block 
     }
 }
 
-/* dP in `score_gradients` becomes dS; P and dS of a key that is not seen are -0 and 0. With dropout, P becomes what the values
- * were multiplied by. */
+/* Pass 3: dP in `score_gradients`, keys x lanes, becomes dS. The dS of a hidden key is 0. With dropout, P becomes the
+ * factor of the values: P, dropped or enlarged. */
 static void score_gradient_block(const struct sa_attention *a, const struct sa_attention_task *t,
                                  struct backward_panel *g, struct key_block *b, real *score_gradients)
 {
     const struct query_panel *p = &g->panel;
-    real *factors = a->options.dropout != 0.0 ? b->bias : NULL; /* its room; the bias is in the scores by now */
+    real *factors = a->options.dropout != 0.0
+                        ? b->bias
+                        : NULL; /* the bias is in the scores by now, so its buffer is free: keys x width */
     for (ptrdiff_t i = 0; factors && i < (b->last - b->first) * p->width; i += LANES)
         vstore(factors + i, vsplat(1.0f));
     if (factors) drop(a, t, p, b->first, b->last, factors, p->width);
@@ -63,7 +67,7 @@ static void score_gradient_block(const struct sa_attention *a, const struct sa_a
     }
 }
 
-/* dS through score = cap * tanh(. / cap): times 1 - (score / cap)^2 */
+/* dS through score = softcap * tanh(. / softcap): dS *= 1 - (score / softcap)^2. All are keys x lanes. */
 static void uncap_score_gradients(const struct query_panel *p, const struct key_block *b, real *score_gradients,
                                   real softcap)
 {
@@ -76,8 +80,8 @@ static void uncap_score_gradients(const struct query_panel *p, const struct key_
         }
 }
 
-/* P and dS of the keys of a block that this panel may see, in its columns of `probabilities` and `score_gradients`; they are of natural
- * scores after softcap, before the scale. Returns whether it sees any. */
+/* P and dS of the block that begins at key0, for one panel, in its columns of w->probabilities and w->score_gradients.
+ * dS is the gradient of natural logits, after softcap. Returns 0 if all keys are hidden from the panel. */
 static int score_gradients_of(const struct sa_attention *a, const struct sa_attention_task *t,
                               struct score_scale scaling, struct backward_work *w, int index, ptrdiff_t key0)
 {

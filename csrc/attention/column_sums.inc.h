@@ -1,4 +1,4 @@
-/* column_sums.inc.h -- how much each key is attended to in all: the attention weights summed over the queries. */
+/* column_sums.inc.h -- how much attention each key receives: the attention weights, summed over the queries. */
 #ifndef SELFATTN_ATTENTION_COLUMN_SUMS_INC_H
 #define SELFATTN_ATTENTION_COLUMN_SUMS_INC_H
 
@@ -9,7 +9,8 @@ static real *statistics_row(const struct sa_attention *a, const struct sa_attent
     return (real *)row_of(&a->lse, t->lse, sa_group(a), row);
 }
 
-/* What to_probabilities() needs to know of a row, found by a pass over all its keys: written for the tasks that share the row. */
+/* The maximum and the inverse sum of each row, which to_probabilities() needs, by a pass over all keys. They are written
+ * into lse, (row, 2), for the tasks that share the row. */
 static int row_statistics(const struct sa_attention *a, const struct sa_attention_task *t, void *workspace)
 {
     struct query_panel panels[MAX_PANELS];
@@ -25,7 +26,8 @@ static int row_statistics(const struct sa_attention *a, const struct sa_attentio
     return status;
 }
 
-/* Adds the weights to their columns, row after row: the order of the queries, whatever the lanes. */
+/* out[head, key] += the weights of a block, keys x lanes in b->scores, row after row: the order does not depend on the
+ * number of lanes. */
 static void add_columns(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                         const struct key_block *b)
 {
@@ -46,7 +48,7 @@ static void add_columns(const struct sa_attention *a, const struct sa_attention_
         }
 }
 
-/* The rows of a square, for the keys of one span. */
+/* The sums over the rows of one task, for the keys of the span that begins at first_key. */
 static int column_sums(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t first_key,
                        void *workspace)
 {

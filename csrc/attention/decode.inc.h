@@ -1,4 +1,6 @@
-/* decode.inc.h -- few rows against one key block: all three passes row by row. */
+/* decode.inc.h -- few rows against one key block: the three passes, row by row.
+ *
+ * Scores and probabilities are rows x DECODE_STRIDE keys in f->scores, outputs are rows x value_dim. */
 #ifndef SELFATTN_ATTENTION_DECODE_INC_H
 #define SELFATTN_ATTENTION_DECODE_INC_H
 
@@ -8,7 +10,7 @@
 #include "attention/softmax.inc.h"
 #include "attention/values.inc.h"
 
-/* The maxima of the rows, in the lanes. */
+/* Lane r receives the maximum of row r. */
 static vreal decode_max(const struct decode_rows *f, ptrdiff_t rows)
 {
     vreal square[LANES];
@@ -23,8 +25,8 @@ static vreal decode_max(const struct decode_rows *f, ptrdiff_t rows)
     return square[0];
 }
 
-/* The sums of the rows' weights: of every other key and of the others in the two lanes, the rows side by side, as each
- * addition waits for the one before it. */
+/* sums[row] = sum of the row's probabilities: of even keys in one lane, of odd keys in the other. Rows alternate, because
+ * each addition waits for the one before it. */
 INLINE void decode_sums_of(const int count, const struct decode_rows *f, real *sums)
 {
     vtwo both[DECODE_ROWS] = {{0}};
@@ -40,7 +42,7 @@ INLINE void decode_sums_of(const int count, const struct decode_rows *f, real *s
     }
 }
 
-/* The scores of the rows become weights; sums receives their sums. */
+/* Scores become probabilities in place; sums[row] receives their sum. */
 static void decode_probabilities(struct decode_rows *f, ptrdiff_t rows, const real *max, real log2_scale, real *sums)
 {
     for (ptrdiff_t r = 0; r < rows; ++r)
@@ -51,7 +53,7 @@ static void decode_probabilities(struct decode_rows *f, ptrdiff_t rows, const re
     SA_BY_ROWS(rows, decode_sums_of, f, sums);
 }
 
-/* The softmax of a few rows, row by row. */
+/* Pass 2 row by row. rescale[row]: what the outputs so far are multiplied by. */
 static void softmax_decode(ptrdiff_t rows, real log2_scale, struct decode_rows *f, struct softmax_state *s,
                            real *rescale)
 {
@@ -63,6 +65,7 @@ static void softmax_decode(ptrdiff_t rows, real log2_scale, struct decode_rows *
     vstore(s->sum, vfma(vload(s->sum), vload(rescale), vload(sums)));
 }
 
+/* Passes 1 to 3 of a panel of few rows. With masks, the scores make a detour as keys x lanes. */
 static void attend_decode(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
                           struct score_scale scaling, struct key_block *b)
 {
@@ -85,7 +88,7 @@ static void attend_decode(const struct sa_attention *a, const struct sa_attentio
     if (p->span.outputs) {
         struct operand values =
             is_masked(b) ? gathered_rows(a, t, &b->values, b->first, b->last) : (struct operand){NULL, 0, 0};
-        struct decode_sums sums = {p->span.outputs + a->value_dim * p->width /* behind them */, p->span.outputs,
+        struct decode_sums sums = {p->span.outputs + a->value_dim * p->width /* behind the outputs */, p->span.outputs,
                                    p->span.empty ? NULL : rescale, a->value_dim};
         if (hides_infinite(p, b, values, a->value_dim))
             add_visible_rows(p, b, a->value_dim, values, rescale);

@@ -1,30 +1,35 @@
-/* few.inc.h -- a few rows (decoding): one query, or a group of heads, would leave most lanes empty.
+/* decode_scores.inc.h -- pass 1 for few rows (decoding), whose queries would leave most lanes empty.
  *
- * Keys are in the lanes of the scores, dimensions in those of the outputs, and both are kept row by row. Every sum is the
- * same chain as in tile.inc.h, so the bits are the same. Keys and values are read once, in their own type wherever they
- * lie: what is widened, or scaled, is so in registers. */
+ *   S[row, key] = sum over head_dim of query[dim, row] (broadcast) * key[dim, key]     keys in the lanes
+ *   O[row, dim] += sum over keys of P[row, key] (broadcast) * value[key, dim]          dimensions in the lanes
+ *
+ * (The second product is in decode_values.inc.h.) Every sum is the same chain as in tile.inc.h, so the bits are the same.
+ * Keys and values are read once, where they lie, in their own dtype; they are widened and scaled in registers. */
 #ifndef SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 #define SELFATTN_ATTENTION_DECODE_SCORES_INC_H
 
 #include "attention/key_block.inc.h"
 
 enum { DECODE_ROWS = LANES < 8 ? LANES : 8, DECODE_STRIDE = SA_KEY_BLOCK };
+enum { PREFETCH_UNIT = 256 }; /* the prefetch position is counted in 1/256 of a row */
 
-/* Behind the one vector of queries, and of outputs, that a panel of few rows fills, the same numbers lie row by row. */
-_Static_assert((int)LANES + (int)DECODE_ROWS <= (int)PANEL_LANES, "a panel has room for its few rows twice");
+/* A panel of few rows fills one vector of its buffers; behind it lie the same numbers row by row. */
+_Static_assert((int)LANES + (int)DECODE_ROWS <= (int)PANEL_LANES, "a panel has space for its few rows twice");
 
-/* The rows of a block in the order in which they are read: its keys, its values, and the keys that come next. */
+/* The rows of a block in the order in which they are read: its keys, its values, and the keys of the next block. */
 struct decode_rows {
     const char *rows[3 * SA_KEY_BLOCK];
     const char **keys, **values;
     real key_scales[SA_KEY_BLOCK], value_scales[SA_KEY_BLOCK]; /* of int8 */
-    real scores[DECODE_ROWS * DECODE_STRIDE];                  /* row by row; then weights */
-    ptrdiff_t n, distance, prefetched, count;                  /* rows prefetched, of so many */
-    ptrdiff_t bytes;                                           /* of a row, from the start of its first line */
-    int from_memory;                                           /* too many for the caches */
+    real scores[DECODE_ROWS * DECODE_STRIDE];                  /* rows x keys; then the probabilities */
+    ptrdiff_t n;                                               /* keys of the block */
+    ptrdiff_t distance, prefetched,
+        count;       /* in rows: how far ahead to prefetch; how many are prefetched, of how many */
+    ptrdiff_t bytes; /* bytes of a row, from the start of its first cache line */
+    int from_memory; /* the keys and values of the call exceed SA_DECODE_CACHE_BYTES */
 };
 
-/* Is the panel one of few rows, whose keys and values are contiguous? */
+/* Does the panel have few rows, and keys and values of contiguous rows? */
 static int is_decode(const struct sa_attention *a, const struct query_panel *p)
 {
     ptrdiff_t width = size_of(a->kv_dtype);
@@ -32,13 +37,13 @@ static int is_decode(const struct sa_attention *a, const struct query_panel *p)
            (!a->value.data || a->value.col == width) && (SA_REAL == SA_FLOAT32 || a->kv_dtype == SA_REAL);
 }
 
-/* The rows that a kernel takes: 1, 2, 4 or 8, as far as DECODE_ROWS. */
+/* The rows that a kernel takes: 1, 2, 4 or 8, at most DECODE_ROWS. */
 INLINE int decode_row_count(ptrdiff_t rows)
 {
     return rows <= 2 ? (int)rows : rows <= 4 ? 4 : DECODE_ROWS;
 }
 
-/* The kernel for so many rows, of which it then is one for a constant. */
+/* Calls `function` with the number of rows, rounded up, as a constant. */
 #define SA_BY_ROWS(rows, function, ...)                                                                                \
     if (rows == 1)                                                                                                     \
         function(1, __VA_ARGS__);                                                                                      \
@@ -49,7 +54,7 @@ INLINE int decode_row_count(ptrdiff_t rows)
     else                                                                                                               \
         function(DECODE_ROWS, __VA_ARGS__)
 
-/* The queries of a panel side by side, dim x decode_row_count(rows): behind the panel. */
+/* The queries of a panel, dim x decode_row_count(rows): behind the panel itself, which is dim x width. */
 static real *decode_query(const struct query_panel *p, ptrdiff_t dim)
 {
     return p->query + dim * p->width;
@@ -66,16 +71,16 @@ static void set_decode_query(const struct query_panel *p, ptrdiff_t dim)
 static void set_row_addresses(const struct sa_attention *a, const struct sa_attention_task *t,
                               const struct key_source *s, ptrdiff_t first, ptrdiff_t n, const char **rows)
 {
-    for (ptrdiff_t i = 0; i < n;) { /* page by page */
-        ptrdiff_t some = t->pages ? smaller(n - i, a->page_size - (first + i) % a->page_size) : n;
+    for (ptrdiff_t i = 0; i < n;) { /* one page after the other */
+        ptrdiff_t in_page = t->pages ? smaller(n - i, a->page_size - (first + i) % a->page_size) : n;
         const char *row = row_address(a, t, s, first + i);
-        for (ptrdiff_t j = 0; j < some; ++j)
+        for (ptrdiff_t j = 0; j < in_page; ++j)
             rows[i + j] = row + j * s->array->row;
-        i += some;
+        i += in_page;
     }
 }
 
-/* The scales of n keys, and as those past the end that of the last again. */
+/* scales[key] of n keys, 1 without scales. The last scale fills the places up to `padded`. */
 static void set_scales(const struct key_source *s, ptrdiff_t first, ptrdiff_t n, ptrdiff_t padded, real *scales)
 {
     for (ptrdiff_t i = 0; i < n; ++i)
@@ -84,7 +89,7 @@ static void set_scales(const struct key_source *s, ptrdiff_t first, ptrdiff_t n,
         scales[i] = scales[n - 1];
 }
 
-/* The addresses and scales of the keys first .. last - 1 of a block, and what will be read next. */
+/* The addresses and scales of the keys of a block, and of the rows that will be read next. */
 static void set_decode_rows(const struct sa_attention *a, const struct sa_attention_task *t,
                             const struct query_panel *p, const struct key_block *b, struct decode_rows *f)
 {
@@ -109,8 +114,8 @@ static void set_decode_rows(const struct sa_attention *a, const struct sa_attent
     set_scales(&b->values, b->first, n, n, f->value_scales);
 }
 
-/* The rows up to `end` are prefetched, and again those a third and two thirds nearer: the processor drops what it has no room
- * for while many lines are on their way from memory, and each that is missing costs a whole latency. */
+/* Prefetches the rows before `end`, and once more the rows a third and two thirds of the distance nearer. The processor
+ * drops a prefetch while too many lines are on their way from memory, and a line that is missing costs a whole latency. */
 static __attribute__((noinline)) void prefetch_repeatedly(struct decode_rows *f, ptrdiff_t end)
 {
     const ptrdiff_t bytes = f->bytes, third = f->distance / 3;
@@ -125,7 +130,7 @@ static __attribute__((noinline)) void prefetch_repeatedly(struct decode_rows *f,
     }
 }
 
-/* Fetches the rows up to `row`, in the order of memory. */
+/* Prefetches the rows before `row`, in the order of memory. */
 INLINE void prefetch_to(struct decode_rows *f, ptrdiff_t row)
 {
     const ptrdiff_t end = smaller(row, f->count);
@@ -139,11 +144,18 @@ INLINE void prefetch_to(struct decode_rows *f, ptrdiff_t row)
             __builtin_prefetch(f->rows[f->prefetched] + at, 0, 2);
 }
 
-/* A key's dimensions in a lane, before they are turned: those that a lane of 4 bytes holds. */
-#define PACKED(dtype) ((dtype) == SA_BFLOAT16 ? 2 : (dtype) == SA_INT8 ? 4 : 1)
-#define WIDTH_OF(dtype) ((dtype) == SA_REAL ? (int)sizeof(real) : (dtype) == SA_INT8 ? 1 : 2)
+/* How many dimensions of a key a lane of 4 bytes holds before the transpose. */
+INLINE int packed_dimensions(const enum sa_dtype dtype)
+{
+    return dtype == SA_BFLOAT16 ? 2 : dtype == SA_INT8 ? 4 : 1;
+}
 
-/* LANES numbers, or as many as LANES lanes hold packed. */
+INLINE int number_bytes(const enum sa_dtype dtype)
+{
+    return dtype == SA_REAL ? (int)sizeof(real) : dtype == SA_INT8 ? 1 : 2;
+}
+
+/* LANES * packed_dimensions(dtype) numbers. */
 INLINE vreal decode_load(const enum sa_dtype dtype, const char *at)
 {
     (void)dtype;
@@ -153,7 +165,7 @@ INLINE vreal decode_load(const enum sa_dtype dtype, const char *at)
     return vload((const real *)at);
 }
 
-/* The numbers that lie at one place in all lanes. */
+/* Dimension `part` of each lane, as numbers. */
 INLINE vreal decode_unpack(const enum sa_dtype dtype, vreal packed, const int part)
 {
     if (dtype == SA_BFLOAT16) return part ? (vreal)((vbits)packed & 0xffff0000) : (vreal)((vbits)packed << 16);
@@ -163,11 +175,12 @@ INLINE vreal decode_unpack(const enum sa_dtype dtype, vreal packed, const int pa
 
 /* ---- scores ---- */
 
-/* chain[row] += the products of LANES keys' dimensions with `count` rows of queries; query: dim x count. */
+/* chain[row] += the products of LANES keys with `count` rows of queries, over the dimensions of one step. `at`: bytes
+ * from the start of a row. query: dimensions x count. chain: count vectors of keys. */
 INLINE void decode_scores_step(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
                                const real *query, vreal scale, vreal *chain)
 {
-    const int packed = PACKED(dtype);
+    const int packed = packed_dimensions(dtype);
     vreal square[LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i)
@@ -185,8 +198,8 @@ INLINE void decode_scores_step(const enum sa_dtype dtype, const int count, const
         }
 }
 
-/* LANES rows' last numbers, turned; fewer than a step takes. */
-static void decode_turn_rest(enum sa_dtype dtype, const char *const *rows, ptrdiff_t at, ptrdiff_t dims, vreal *square)
+/* square: dims x LANES keys = the last `dims` numbers of LANES rows; fewer than one step has. */
+static void load_remainder(enum sa_dtype dtype, const char *const *rows, ptrdiff_t at, ptrdiff_t dims, vreal *square)
 {
     for (ptrdiff_t d = 0; d < dims; d += LANES, square += LANES) {
 #pragma GCC unroll 1
@@ -196,12 +209,12 @@ static void decode_turn_rest(enum sa_dtype dtype, const char *const *rows, ptrdi
     }
 }
 
-/* chain[row] += the products of these. */
-INLINE void decode_scores_rest(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
-                               ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
+/* chain[row] += the products of the last `dims` dimensions. Shapes are those of decode_scores_step. */
+INLINE void decode_scores_remainder(const enum sa_dtype dtype, const int count, const char *const *rows, ptrdiff_t at,
+                                    ptrdiff_t dims, const real *query, vreal scale, vreal *chain)
 {
-    vreal square[4 * LANES]; /* as many as a step may take */
-    decode_turn_rest(dtype, rows, at, dims, square);
+    vreal square[4 * LANES]; /* dims x LANES: one step of int8 has 4 * LANES dimensions */
+    load_remainder(dtype, rows, at, dims, square);
 #pragma GCC unroll 1
     for (ptrdiff_t d = 0; d < dims; ++d) {
         vreal key = square[d];
@@ -212,13 +225,14 @@ INLINE void decode_scores_rest(const enum sa_dtype dtype, const int count, const
     }
 }
 
-/* vectors * LANES keys' scores from the key `first` of the block on: scores[row][key]. */
+/* f->scores[row, key] of vectors * LANES keys, from key `first` of the block on. query: dim x count. */
 INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
                                ptrdiff_t first, ptrdiff_t dim, const real *query)
 {
-    const int step = PACKED(dtype) * LANES;
+    const int step = packed_dimensions(dtype) * LANES;
     vreal chain[DECODE_ROWS * 4], sums[DECODE_ROWS * 4], scale[4];
-    ptrdiff_t part = vectors * LANES * step * 256 / larger(1, dim), from = (first + f->distance) * 256;
+    ptrdiff_t part = vectors * LANES * step * PREFETCH_UNIT / larger(1, dim);
+    ptrdiff_t from = (first + f->distance) * PREFETCH_UNIT;
 #pragma GCC unroll 32
     for (int i = 0; i < count * vectors; ++i)
         chain[i] = sums[i] = vsplat(0.0f);
@@ -227,13 +241,14 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
         for (int v = 0; v < vectors; ++v) {
             const char *const *rows = f->keys + first + v * LANES;
             scale[v] = dtype == SA_INT8 ? vload(f->key_scales + first + v * LANES) : vsplat(0.0f);
-            ptrdiff_t at = d * WIDTH_OF(dtype);
+            ptrdiff_t at = d * number_bytes(dtype);
             if (dim - d >= step)
                 decode_scores_step(dtype, count, rows, at, query + d * count, scale[v], chain + v * count);
             else
-                decode_scores_rest(dtype, count, rows, at, dim - d, query + d * count, scale[v], chain + v * count);
+                decode_scores_remainder(dtype, count, rows, at, dim - d, query + d * count, scale[v],
+                                        chain + v * count);
         }
-        prefetch_to(f, (from += part) / 256);
+        prefetch_to(f, (from += part) / PREFETCH_UNIT);
         if ((d + step) % SA_SCORE_CHAIN == 0 || d + step >= dim) {
 #pragma GCC unroll 32
             for (int i = 0; i < count * vectors; ++i) {
@@ -255,7 +270,7 @@ INLINE void decode_scores_tile(const enum sa_dtype dtype, const int count, const
 INLINE void decode_scores_of(const int count, const enum sa_dtype dtype, struct decode_rows *f, ptrdiff_t dim,
                              const real *query)
 {
-    const int vectors = count <= 2 && dtype != SA_REAL ? 2 : 1; /* of keys: their chains overlap */
+    const int vectors = count <= 2 && dtype != SA_REAL ? 2 : 1; /* of keys, whose chains of additions overlap */
     ptrdiff_t k = 0;
     for (; k + (vectors - 1) * LANES < f->n; k += vectors * LANES)
         decode_scores_tile(dtype, count, vectors, f, k, dim, query);
@@ -279,7 +294,7 @@ static void decode_scores(enum sa_dtype dtype, ptrdiff_t rows, struct decode_row
 #endif
 }
 
-/* The scores of a few rows, row by row. */
+/* Pass 1 of a panel of few rows: f->scores becomes rows x DECODE_STRIDE keys. */
 static void score_decode(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                          const struct key_block *b, struct decode_rows *f)
 {
@@ -287,12 +302,12 @@ static void score_decode(const struct sa_attention *a, const struct sa_attention
     decode_scores(a->kv_dtype, p->rows, f, a->head_dim, decode_query(p, a->head_dim));
 }
 
-/* Row by row becomes key by key, as masks and the softmax of panels know it; and back. */
+/* rows x keys becomes keys x lanes, as masks and softmax.inc.h need it; and back. */
 static void decode_to_panel(const struct decode_rows *f, ptrdiff_t rows, struct lane_rows panel)
 {
     for (ptrdiff_t k = 0; k < f->n; k += LANES) {
         vreal square[LANES];
-        for (int i = 0; i < LANES; ++i) /* lanes without a row: anything */
+        for (int i = 0; i < LANES; ++i) /* lanes without a row repeat row 0 */
             square[i] = vload(f->scores + (i < rows ? i : 0) * DECODE_STRIDE + k);
         vtranspose(square);
         for (ptrdiff_t j = 0; j < smaller(LANES, f->n - k); ++j)

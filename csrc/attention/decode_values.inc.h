@@ -1,73 +1,80 @@
-/* decode_values.inc.h -- the weighted values of a few rows: dimensions in the lanes, row by row; see few.inc.h. */
+/* decode_values.inc.h -- pass 3 for few rows: the weighted values, with dimensions in the lanes; see decode_scores.inc.h. */
 #ifndef SELFATTN_ATTENTION_DECODE_VALUES_INC_H
 #define SELFATTN_ATTENTION_DECODE_VALUES_INC_H
 
 #include "attention/decode_scores.inc.h"
 
+_Static_assert(SA_KEY_BLOCK % SA_DECODE_CHUNK_KEYS == 0, "a key block is whole chunks");
+
 struct decode_sums {
-    real *chain, *outputs; /* rows x dim */
-    const real *rescale;   /* NULL: there are no outputs yet */
+    real *chain, *outputs; /* rows x dim: the chain so far, and the outputs */
+    const real *rescale;   /* factor of each row's outputs; NULL: there are no outputs yet */
     ptrdiff_t dim;
 };
 
-/* The numbers of the v-th vector. Those of two vectors in bfloat16 lie in one, and are widened where they lie: the even
- * ones are one vector, the odd ones the other. */
-INLINE vreal decode_value(const enum sa_dtype dtype, const int apart, const char *row, const int v)
+/* The v-th vector of numbers of a row. With `split`, one vector of memory holds the bfloat16 numbers of two: even v
+ * receives the numbers of even index, odd v those of odd index. */
+INLINE vreal decode_value(const enum sa_dtype dtype, const int split, const char *row, const int v)
 {
-    if (apart) return decode_unpack(dtype, vload((const real *)(row + v / 2 * SA_VECTOR_BYTES)), v % 2);
-    return load_whole(row + v * LANES * WIDTH_OF(dtype), dtype);
+    if (split) return decode_unpack(dtype, vload((const real *)(row + v / 2 * SA_VECTOR_BYTES)), v % 2);
+    return load_whole(row + v * LANES * number_bytes(dtype), dtype);
 }
 
-/* Sums of numbers in order become those of the even and the odd ones; or back. */
+/* Sums in the order of memory become sums of even and of odd dimensions; with `restore`, the reverse. sum: vectors x
+ * count. */
 #ifdef SA_FLOAT64_KERNELS
-#define split_halves(count, vectors, back, sum) ((void)0) /* of bfloat16 only */
+INLINE void convert_halves(const int count, const int vectors, const int restore, vreal *sum)
+{
+    (void)count, (void)vectors, (void)restore, (void)sum; /* float64 kernels have no bfloat16 */
+}
 #else
-INLINE void split_halves(const int count, const int vectors, const int back, vreal *sum)
+INLINE void convert_halves(const int count, const int vectors, const int restore, vreal *sum)
 {
 #pragma GCC unroll 4
     for (int v = 0; v + 1 < vectors; v += 2)
 #pragma GCC unroll 8
         for (int r = 0; r < count; ++r) {
             vreal *even = sum + v * count + r, *odd = even + count;
-            if (back)
-                vjoin(even, odd);
+            if (restore)
+                vinterleave(even, odd);
             else
-                vpart(even, odd);
+                vsplit(even, odd);
         }
 }
 #endif
 
-/* The keys first .. last - 1 of a block for `count` rows and `vectors` vectors of dimensions from d on: the chain goes
- * on, and with the last key it is added to the outputs. */
+/* The keys first .. last - 1 of a block, for `count` rows and `vectors` vectors of dimensions from d on. The sums continue
+ * s->chain; with the last key of the block they are added to s->outputs. Both are rows x dim. */
 INLINE void decode_values_tile(const enum sa_dtype dtype, const int count, const int vectors, struct decode_rows *f,
                                ptrdiff_t first, ptrdiff_t last, ptrdiff_t d, const struct decode_sums *s)
 {
-    const int width = WIDTH_OF(dtype);
+    const int width = number_bytes(dtype);
     vreal sum[DECODE_ROWS * 8];
-    ptrdiff_t dims = smaller(vectors * LANES, s->dim - d), part = dims * 256 / s->dim;
-    ptrdiff_t from = ((f->values - f->rows) + f->distance + first) * 256 + (last - first) * d * 256 / s->dim;
-    const int whole = vectors > 1 || dims == LANES, apart = dtype == SA_BFLOAT16 && vectors % 2 == 0;
+    ptrdiff_t dims = smaller(vectors * LANES, s->dim - d), part = dims * PREFETCH_UNIT / s->dim;
+    ptrdiff_t from =
+        ((f->values - f->rows) + f->distance + first) * PREFETCH_UNIT + (last - first) * d * PREFETCH_UNIT / s->dim;
+    const int whole = vectors > 1 || dims == LANES, split = dtype == SA_BFLOAT16 && vectors % 2 == 0;
 #pragma GCC unroll 64
     for (int i = 0; i < count * vectors; ++i) {
         const real *at = s->chain + i % count * s->dim + d + i / count * LANES;
         sum[i] = first == 0 ? vsplat(0.0f) : whole ? vload(at) : vload_first(at, dims);
     }
-    if (apart && first) split_halves(count, vectors, 0, sum);
+    if (split && first) convert_halves(count, vectors, 0, sum);
     for (ptrdiff_t k = first; k < last; ++k, from += part) {
-        const char *row = f->values[k] + d * width, some[SA_VECTOR_BYTES] = {0};
+        const char *row = f->values[k] + d * width, padded[SA_VECTOR_BYTES] = {0};
         const real *weight = f->scores + k;
-        prefetch_to(f, from / 256);
-        if (!whole) row = memcpy((char *)some, row, (size_t)(dims * width));
+        prefetch_to(f, from / PREFETCH_UNIT);
+        if (!whole) row = memcpy((char *)padded, row, (size_t)(dims * width));
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
-            vreal value = decode_value(dtype, apart, row, v);
+            vreal value = decode_value(dtype, split, row, v);
             if (dtype == SA_INT8) value *= vsplat(f->value_scales[k]);
 #pragma GCC unroll 8
             for (int r = 0; r < count; ++r)
                 sum[v * count + r] = vfma(value, vsplat(weight[r * DECODE_STRIDE]), sum[v * count + r]);
         }
     }
-    if (apart) split_halves(count, vectors, 1, sum);
+    if (split) convert_halves(count, vectors, 1, sum);
 #pragma GCC unroll 64
     for (int i = 0; i < count * vectors; ++i) {
         ptrdiff_t r = i % count, at = r * s->dim + d + i / count * LANES;
@@ -81,7 +88,7 @@ INLINE void decode_values_tile(const enum sa_dtype dtype, const int count, const
     }
 }
 
-/* As many vectors of dimensions at a time as registers hold, and as many keys as the first cache. */
+/* Takes as many vectors of dimensions at once as registers hold, and as many keys as the L1 cache holds. */
 INLINE void decode_values_of(const int count, const enum sa_dtype dtype, struct decode_rows *f,
                              const struct decode_sums *s)
 {

@@ -1,13 +1,16 @@
-/* attention.inc.h -- queries in the lanes: one panel of queries against all its keys.
+/* driver.inc.h -- the forward pass of a task: its query panels against all keys that they may see.
  *
- *   pass 1  scores   S^T[key, lane]  = sum over head_dim of key * query          (tile.inc.h, mask.inc.h)
- *   pass 2  softmax  P^T = 2^((S^T - max) * scale), running maximum and sum, down the lanes: no shuffles
- *   pass 3  values   O^T[dim, lane] += sum over keys of value * P^T              (tile.inc.h)
- *           or, row by row, O[row, dim] += sum over keys of P * value            (rows.inc.h)
+ *   pass 1  scores   S^T[key, lane]  = sum over head_dim of key * query          (scores.inc.h, mask.inc.h)
+ *   pass 2  softmax  P^T = 2^((S^T - max) * log2_scale), down the lanes: no shuffles          (softmax.inc.h)
+ *   pass 3  values   O^T[dim, lane] += sum over keys of value * P^T              (values_by_lane.inc.h)
+ *           or       O[row, dim]    += sum over keys of P * value                (values_by_row.inc.h)
  *
- * Keys and values are read where they lie: broadcast, or as rows of whole vectors. Canonical order: the keys of a block
- * share a maximum, the blocks of a span one chain of additions, and the spans are merged in order. A key that a lane does
- * not see changes nothing in that lane, not even a rounding; so padding, batch and neighbours cannot be seen in a result. */
+ * A task of few rows does the three passes row by row (decode.inc.h). Keys and values are read where they lie, or
+ * gathered once for each key block (key_source.inc.h).
+ *
+ * Canonical order: the keys of a block share one maximum, the blocks of a span are one chain of additions, and the spans
+ * are merged in order. A hidden key changes nothing in its lane, not even a rounding. So a result does not depend on
+ * padding, on the batch, or on neighbours. */
 #ifndef SELFATTN_ATTENTION_DRIVER_INC_H
 #define SELFATTN_ATTENTION_DRIVER_INC_H
 
@@ -19,6 +22,7 @@
 #include "attention/softmax.inc.h"
 #include "attention/values.inc.h"
 
+/* The three passes of one panel over one key block. scores: keys x p->width, which become probabilities in place. */
 static void attend_block(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
                          struct score_scale scaling, ptrdiff_t key0, struct key_block *b)
 {
@@ -37,7 +41,7 @@ static void attend_block(const struct sa_attention *a, const struct sa_attention
     p->span.empty = 0;
 }
 
-/* All blocks of one span for the panels of a square, which see the keys first .. last - 1. */
+/* All key blocks of one span, for the `count` panels of a task. The panels may see the keys first .. last - 1. */
 static void attend_span(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
                         struct query_panel *panels, int count, ptrdiff_t span, ptrdiff_t first, ptrdiff_t last,
                         struct key_block *b)
@@ -52,7 +56,8 @@ static void attend_span(const struct sa_attention *a, const struct sa_attention_
     }
 }
 
-/* Begins a tile of `count` panels, and does all spans. */
+/* Begins a task, and does all its spans. panel_count receives the number of panels, at most MAX_PANELS or, with gathered
+ * keys, SHARED_PANELS. */
 static int attend(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
                   void *workspace, struct key_block *b, struct query_panel *panels, int *panel_count)
 {
@@ -74,6 +79,7 @@ static int attend(const struct sa_attention *a, const struct sa_attention_task *
     return SA_OK;
 }
 
+/* outputs / sum -> out, and the lse. p->total.outputs: value_dim x width, or rows x value_dim. */
 static void store_total(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                         struct score_scale scaling)
 {
@@ -82,6 +88,7 @@ static void store_total(const struct sa_attention *a, const struct sa_attention_
     if (t->lse) store_lse(a, t, p, scaling);
 }
 
+/* One task of attention, from its queries to its rows of out and lse. */
 static int attention(const struct sa_attention *a, const struct sa_attention_task *t, void *workspace)
 {
     struct query_panel panels[SHARED_PANELS];

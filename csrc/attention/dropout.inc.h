@@ -1,8 +1,8 @@
-/* dropout.inc.h -- which weights are dropped: a random number for each (seed, item, head, query, key), so that any part of
- * the weights, in any order, in the backward pass too, drops the same ones.
+/* dropout.inc.h -- which attention weights are dropped: one random number for each (seed, item, head, query, key). So any
+ * part of the weights, in any order, and the backward pass drop the same weights.
  *
  * Philox4x64-10 of "Parallel random numbers: as easy as 1, 2, 3" (Salmon et al., 2011): key (seed, 0), counter (key / 8,
- * query, head, item); its four results are the numbers of eight keys, 32 bits each, the low half first. */
+ * query, head, item). Its four results are the numbers of eight keys, 32 bits each, the low half first. */
 #ifndef SELFATTN_ATTENTION_DROPOUT_INC_H
 #define SELFATTN_ATTENTION_DROPOUT_INC_H
 
@@ -23,7 +23,8 @@ static void philox(const uint64_t counter[4], uint64_t seed, uint64_t out[4])
     memcpy(out, c, sizeof c);
 }
 
-/* numbers[k * stride + lane] *= 0 where the weight of key first + k is dropped, 1 / (1 - p) elsewhere. */
+/* numbers, keys x lanes with `stride` numbers from key to key: times 0 where the weight of key first + k is dropped, times
+ * 1 / (1 - dropout) elsewhere. */
 static void drop(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                  ptrdiff_t first, ptrdiff_t last, real *numbers, ptrdiff_t stride)
 {

@@ -1,5 +1,7 @@
-/* stage.inc.h -- the keys and values of a block as operands: read where they lie if they are numbers to compute with
- * and lie at one good stride; otherwise (half precision, int8, pages, pairs) brought together once per block, for all panels. */
+/* key_source.inc.h -- the keys and values of a block as operands of products.
+ *
+ * They are read where they lie, if they have the dtype of the arithmetic and one good stride. Otherwise (float16,
+ * bfloat16, int8, pages, pairs) they are gathered into a copy once per block, for all panels of the task. */
 #ifndef SELFATTN_ATTENTION_KEY_SOURCE_INC_H
 #define SELFATTN_ATTENTION_KEY_SOURCE_INC_H
 
@@ -9,21 +11,23 @@
 struct key_source {
     const struct sa_array *array;
     const char *data, *scale; /* of the item's head */
-    ptrdiff_t scale_row, width;
-    int keys_per_step;     /* 2 where the pairs of TERMS == 2 are pairs of keys */
-    real *copy;            /* SA_KEY_BLOCK x width, or NULL where nothing needs to be staged */
-    ptrdiff_t first, last; /* the keys to stage: all that some panel may see of the block */
-    int copied;
+    ptrdiff_t scale_row;      /* bytes from scale to scale */
+    ptrdiff_t width;          /* head_dim of keys, value_dim of values */
+    int keys_per_step;        /* 2 where TERMS == 2 and a pair is two keys (values), else 1 */
+    real *copy;               /* SA_KEY_BLOCK x width; NULL where nothing needs to be gathered */
+    ptrdiff_t first, last;    /* the keys first .. last - 1 to gather: all of the block that a panel may see */
+    int copied;               /* the keys of this block are in `copy` */
 };
 
-/* Do the keys share a few sets of the caches, as rows that are pages apart do, and are read again and again, as by many
- * queries in panels of 16? */
+/* Do the rows of the keys share few sets of the L1 cache, and are they read often? Rows a multiple of 4096 bytes apart
+ * share sets; panels of 16 queries read them often. (Gathering is 1.03 to 1.12 times as fast on AVX2.) */
 static int rows_alias_in_cache(const struct sa_attention *a)
 {
     return SHORT_PANELS && a->key.row % 4096 == 0 && a->key.row != 0 &&
            a->q_len * a->num_heads >= SA_TASK_ROWS * a->num_kv_heads;
 }
 
+/* Do the panels of a task share a copy of keys and values? */
 static int gathers_keys(const struct sa_attention *a)
 {
     return a->kv_dtype != SA_REAL || a->block_table || TERMS == 2 || rows_alias_in_cache(a);
@@ -37,7 +41,7 @@ static const char *row_address(const struct sa_attention *a, const struct sa_att
     return s->data + page * s->array->leading[0] + key % a->page_size * s->array->row;
 }
 
-/* LANES numbers of a key's row from a column on, those of int8 scaled; zeros past the row's end. */
+/* LANES numbers of a row from a column on; int8 is scaled; zeros past the end of the row. */
 INLINE vreal row_part(const enum sa_dtype dtype, const char *row, ptrdiff_t col, ptrdiff_t column, ptrdiff_t width,
                       real scale)
 {
@@ -52,9 +56,10 @@ static real scale_of(const struct key_source *s, ptrdiff_t key)
     return s->scale ? (real) * (const float_any *)(s->scale + key * s->scale_row) : (real)1.0;
 }
 
-/* Whole vectors are stored: what is past the end of a row becomes the next one, or lies between the buffers. */
+/* The functions below store whole vectors: past the end of a row lies the next row, which is written later, or the gap
+ * between two buffers. */
 #ifndef SA_BFLOAT16_KERNELS
-/* Numbers: key by key, row by row. */
+/* copy: keys x width numbers. */
 INLINE void gather_as(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
                       const struct key_source *s)
 {
@@ -69,7 +74,7 @@ INLINE void gather_as(const enum sa_dtype dtype, const struct sa_attention *a, c
 }
 
 #else
-/* Pairs: of a key's neighbouring dimensions, */
+/* copy: keys x steps(width) pairs of neighbouring dimensions of a key. */
 INLINE void gather_dimension_pairs(const enum sa_dtype dtype, const struct sa_attention *a,
                                    const struct sa_attention_task *t, const struct key_source *s)
 {
@@ -84,7 +89,7 @@ INLINE void gather_dimension_pairs(const enum sa_dtype dtype, const struct sa_at
     }
 }
 
-/* or, for the values, of the two keys of a step; zeros for a key that is not there. */
+/* copy: steps x width pairs of the two keys of a step; 0 for a key past the end. */
 INLINE void gather_key_pairs(const enum sa_dtype dtype, const struct sa_attention *a, const struct sa_attention_task *t,
                              const struct key_source *s)
 {
@@ -123,13 +128,13 @@ static void gather_key_rows(const struct sa_attention *a, const struct sa_attent
         gather_as(SA_INT8, a, t, s);
 }
 
-/* The rows of the keys first .. last - 1; of pairs of keys where a step takes two. */
+/* The operand of the keys first .. last - 1: keys x width; of values with TERMS == 2, steps x width. Gathers if needed. */
 static struct operand gathered_rows(const struct sa_attention *a, const struct sa_attention_task *t,
                                     struct key_source *s, ptrdiff_t first, ptrdiff_t last)
 {
     int one_stride = !t->pages || first / a->page_size == (last - 1) / a->page_size;
     int as_it_lies = a->kv_dtype == SA_REAL && !rows_alias_in_cache(a);
-    if (TERMS == 2) /* pairs of dimensions, side by side in memory */
+    if (TERMS == 2) /* neighbours in memory are pairs of dimensions already */
         as_it_lies = a->kv_dtype == SA_BFLOAT16 && s->keys_per_step == 1 && s->array->col == 2 && s->width % 2 == 0;
     if (as_it_lies && one_stride)
         return (struct operand){row_address(a, t, s, first), s->array->row, s->array->col * TERMS};
@@ -139,24 +144,24 @@ static struct operand gathered_rows(const struct sa_attention *a, const struct s
     return (struct operand){(const char *)s->copy + (first - s->first) / s->keys_per_step * row, row, sizeof(real)};
 }
 
-/* Do a tile's keys and values come from prefetches, if they are read where they lie? The tile that is begun first brings them
- * into the caches, and to fetch them once more costs 1 %, on AVX2 4 %; unless they are too many to stay, or the others see
- * keys that it does not. */
+/* Does a task prefetch keys and values that are read where they lie? The first task of a head does: it brings them into
+ * the caches. For later tasks a prefetch costs 1 % of the time, on AVX2 4 %. They prefetch where keys and values exceed
+ * the cache, or where a window lets them see other keys than the first task. */
 static int should_prefetch_keys(const struct sa_attention *a, const struct sa_attention_task *t)
 {
     return t->first || a->options.left.bounded || sa_keys_exceed_cache(a);
 }
 
-/* A prefetch may point past the end of an array: it never faults. Pages are not prefetched prefetch; of what is staged, a
- * block's rows, once. */
+/* The rows of keys or values to prefetch, from `key` on; none unless is_due. Pages are not prefetched. A prefetch may
+ * point past the end of an array: it never faults. */
 static struct prefetch_rows prefetch_key_rows(const struct sa_attention *a, const struct key_source *s, ptrdiff_t key,
-                                              int wanted)
+                                              int is_due)
 {
-    int fetch = wanted && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
-    return fetch ? (struct prefetch_rows){.data = s->data + key * s->array->row,
-                                          .row = s->array->row,
-                                          .bytes = s->width * s->array->col}
-                 : (struct prefetch_rows){0};
+    int usable = is_due && s->data && s->array->col == size_of(a->kv_dtype) && !a->block_table;
+    return usable ? (struct prefetch_rows){.data = s->data + key * s->array->row,
+                                           .row = s->array->row,
+                                           .bytes = s->width * s->array->col}
+                  : (struct prefetch_rows){0};
 }
 
 #endif

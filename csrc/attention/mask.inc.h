@@ -1,6 +1,6 @@
 /* mask.inc.h -- which keys a lane sees: ranges, boolean masks, additive biases.
  *
- * A block of mask and bias becomes one biases of floats, keys x lanes: the bias, and -inf where the mask is False.
+ * Mask and bias of a key block become one array of numbers, keys x lanes: the bias, and -inf where the mask is False.
  * A masked key contributes nothing: its score becomes -inf and its weight exactly 0, whatever key and value hold. */
 #ifndef SELFATTN_ATTENTION_MASK_INC_H
 #define SELFATTN_ATTENTION_MASK_INC_H
@@ -8,32 +8,35 @@
 #include "attention/key_block.inc.h"
 #include "vector/math.inc.h"
 
-/* May a key of the block be hidden from some lane? */
+/* May a key of the block be hidden from a lane? */
 static int is_masked(const struct key_block *b)
 {
     return b->ranged || b->biased != NOT_BIASED;
 }
 
-/* Where one row of the tile has the element of a key, in mask or bias. */
+/* The address of the element of a row and a key, in mask or bias. */
 static const char *element(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t row,
                            ptrdiff_t key)
 {
     return row_of(array, data, sa_group(a), row) + key * array->col;
 }
 
-/* Do all lanes have the same row of this array? */
+/* Do all lanes have the same row of the array? */
 static int same_row(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t rows)
 {
     return rows == 1 || (array->row == 0 && (array->head == 0 || a->num_heads == a->num_kv_heads));
 }
 
-/* For each key of a block: is it shown to some row, is it hidden from some row? Sixteen keys at a time. */
+/* For each key of a block: does the mask show it to any row, and not to all rows? */
 struct shown {
     unsigned char any[SA_KEY_BLOCK], not_all[SA_KEY_BLOCK];
 };
 typedef unsigned char vbytes __attribute__((vector_size(16), aligned(1), may_alias));
 typedef signed char vflags __attribute__((vector_size(16), aligned(1), may_alias));
 
+_Static_assert(SA_KEY_BLOCK % sizeof(vbytes) == 0, "the flags of a block are whole vectors");
+
+/* Scans the mask of `rows` rows and `keys` keys, 16 keys at a time where they are contiguous. */
 static void scan_mask(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row0, ptrdiff_t rows,
                       ptrdiff_t first, ptrdiff_t keys, struct shown *shown)
 {
@@ -59,8 +62,8 @@ static void scan_mask(const struct sa_attention *a, const struct sa_attention_ta
     }
 }
 
-/* Narrows the keys *first .. *last - 1 to those that the mask shows to some row. Returns whether one is left; `hidden`
- * tells whether one of those is hidden from some row. */
+/* Narrows the keys *first .. *last - 1 to the range that the mask shows to any row. Returns whether a key is left;
+ * `hidden` receives whether a key in the range is hidden from a row. */
 static int trim_to_mask(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row0, ptrdiff_t rows,
                         ptrdiff_t *first, ptrdiff_t *last, int *hidden)
 {
@@ -71,7 +74,7 @@ static int trim_to_mask(const struct sa_attention *a, const struct sa_attention_
         --end;
     while (begin < end && !shown.any[begin])
         ++begin;
-    begin = begin / TERMS * TERMS; /* a pair's other key counts as hidden */
+    begin = begin / TERMS * TERMS; /* the other key of a pair counts as hidden */
     end = smaller((end + TERMS - 1) / TERMS * TERMS, *last - *first);
     *hidden = 0;
     for (ptrdiff_t k = begin; k < end; ++k)
@@ -81,23 +84,23 @@ static int trim_to_mask(const struct sa_attention *a, const struct sa_attention_
     return begin < end;
 }
 
-/* Where a row has the relative bias of a key: its distance from the row's position, cut off at the reach. */
+/* The index of the relative bias of a key: its distance from the position of the row, clamped to the reach, from 0 on. */
 static ptrdiff_t relative_index(const struct sa_attention_options *o, ptrdiff_t distance)
 {
     return smaller(larger(distance, -o->relative_reach), o->relative_reach) + o->relative_reach;
 }
 
-/* out[k] += the relative bias of key first + k, of a row at a position. */
+/* out[k] += the relative bias of key first + k, for a row at a position. out: (n,). */
 static void add_relative_bias(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row,
                               ptrdiff_t position, ptrdiff_t first, ptrdiff_t n, real *out)
 {
-    const double *of_head = t->relative_bias + row % sa_group(a) * sa_relative_width(&a->options);
+    const double *table = t->relative_bias + row % sa_group(a) * sa_relative_width(&a->options);
     for (ptrdiff_t k = 0; k < n; ++k)
-        out[k] += (real)of_head[relative_index(&a->options, first + k - position)];
+        out[k] += (real)table[relative_index(&a->options, first + k - position)];
 }
 
-/* out[k] = bias of key first + k for one row of the task, the relative one included, or 0 without any; -inf where the
- * mask is False. Returns whether a key is visible. */
+/* out[k] = bias of key first + k for one row of the task, with the relative bias, or 0 without a bias; -inf where the
+ * mask is False. out: (n,). Returns whether a key is visible. */
 static int expand_row(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row,
                       ptrdiff_t position, ptrdiff_t first, ptrdiff_t n, real *restrict out)
 {
@@ -123,7 +126,7 @@ static int expand_row(const struct sa_attention *a, const struct sa_attention_ta
     return visible;
 }
 
-/* The rows of the v-th vector of lanes, transposed into the biases. */
+/* The rows of the v-th vector of lanes, transposed into biases: keys x p->width. Returns whether a key is visible. */
 static int expand_lanes(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                         int v, ptrdiff_t first, ptrdiff_t n, real *biases)
 {
@@ -142,7 +145,8 @@ static int expand_lanes(const struct sa_attention *a, const struct sa_attention_
     return visible;
 }
 
-/* A row shared by all lanes: keys at both ends that it masks, by mask or bias, are cut off the block, not computed. */
+/* One row for all lanes. Keys at both ends that mask or bias hide are cut off the block, and never computed. biases: keys
+ * x p->width. Returns whether a key is visible. */
 static int expand_shared(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                          ptrdiff_t *first, ptrdiff_t *last, real *biases)
 {
@@ -162,14 +166,14 @@ static int expand_shared(const struct sa_attention *a, const struct sa_attention
     return 1;
 }
 
-/* Do all lanes have the same mask and biases? */
+/* Do all lanes have the same masks and biases? */
 static int all_shared(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t rows)
 {
     return (!t->mask || same_row(a, &a->mask, rows)) && (!t->bias || same_row(a, &a->bias, rows)) &&
            (!t->relative_bias || rows == 1);
 }
 
-/* Fills the biases for the keys *first .. *last - 1, which it may narrow. */
+/* Fills biases, keys x p->width, for the keys *first .. *last - 1; may narrow the range. */
 static enum biased load_bias(const struct sa_attention *a, const struct sa_attention_task *t,
                              const struct query_panel *p, ptrdiff_t *first, ptrdiff_t *last, real *biases)
 {
@@ -183,7 +187,7 @@ static enum biased load_bias(const struct sa_attention *a, const struct sa_atten
     return visible ? BIASED : ALL_MASKED;
 }
 
-/* ---- what the lanes of a block see ---- */
+/* ---- visibility, lane by lane ---- */
 
 /* The lanes' ranges, counted from the block's first key. */
 static void set_block_ranges(const struct query_panel *p, struct key_block *b)
@@ -195,6 +199,7 @@ static void set_block_ranges(const struct query_panel *p, struct key_block *b)
     }
 }
 
+/* Which lanes of the v-th vector see a key of the block? The key is counted from the block's first. */
 INLINE vint visible_lanes(const struct query_panel *p, const struct key_block *b, ptrdiff_t key, int v)
 {
     vint k = visplat((integer)key);
@@ -203,7 +208,8 @@ INLINE vint visible_lanes(const struct query_panel *p, const struct key_block *b
     return visible;
 }
 
-/* ---- what is done to the scores of a block, in this order; what is not asked for costs nothing ---- */
+/* ---- steps on the scores of a block (keys x lanes, b->stride numbers from key to key), in the order 1, 2, 3; an option
+ * that is not given costs nothing ---- */
 
 /* 1. softcap: score = softcap * tanh(score * to_logits / softcap) */
 static void cap_scores(const struct query_panel *p, struct key_block *b, real to_logits, real softcap)
@@ -217,14 +223,14 @@ static void cap_scores(const struct query_panel *p, struct key_block *b, real to
         }
 }
 
-/* How far the block's first key is from each lane's position. */
+/* The distance of the block's first key from the position of each lane, at most 2^30 keys on either side. */
 INLINE vint first_distances(const struct query_panel *p, const struct key_block *b, int v)
 {
-    const ptrdiff_t far = (ptrdiff_t)1 << 30;
+    const ptrdiff_t limit = (ptrdiff_t)1 << 30;
     integer first[LANES];
     vint distance;
     for (int i = 0; i < LANES; ++i)
-        first[i] = (integer)larger(-far, smaller(far, b->first - p->position[v * LANES + i]));
+        first[i] = (integer)larger(-limit, smaller(limit, b->first - p->position[v * LANES + i]));
     memcpy(&distance, first, sizeof distance);
     return distance;
 }
@@ -235,7 +241,7 @@ INLINE vreal magnitude_of(vint distance)
     return __builtin_convertvector((distance ^ negative) - negative, vreal);
 }
 
-/* 2. alibi: score = score * to_logits - slope * |how far the key is from the query's position| */
+/* 2. alibi: score = score * to_logits - slope * |key - position of the query| */
 static void add_alibi(const struct sa_attention_task *t, ptrdiff_t group, const struct query_panel *p,
                       struct key_block *b, real to_logits)
 {
@@ -252,7 +258,8 @@ static void add_alibi(const struct sa_attention_task *t, ptrdiff_t group, const 
     }
 }
 
-/* 3. bias and masks: scores = scores * to_logits + bias where the lane sees the key, -inf elsewhere; and their maximum. */
+/* 3. bias and masks: score = score * to_logits + bias where the lane sees the key, -inf elsewhere; and b->max, the
+ * maximum of each lane. */
 INLINE void mask_scores_of(const int biased, const int ranged, const struct query_panel *p, struct key_block *b,
                            real to_logits)
 {
@@ -265,7 +272,7 @@ INLINE void mask_scores_of(const int biased, const int ranged, const struct quer
             if (biased) bias = vload(b->bias + k * p->width + v * LANES);
             if (biased) score = vfma(vload(at), vsplat(to_logits), bias);
             vint key = visplat((integer)k);
-            if (biased) score = vselect(bias == vsplat(-INFINITY), bias, score); /* whatever the score is */
+            if (biased) score = vselect(bias == vsplat(-INFINITY), bias, score); /* -inf even where the score is NaN */
             if (ranged) score = vselect((key >= begin) & (key < end), score, vsplat(-INFINITY));
             max = vmax(score, max);
             vstore(at, score);
@@ -285,6 +292,7 @@ static void mask_scores(const struct query_panel *p, struct key_block *b, real t
         mask_scores_of(0, 1, p, b, to_logits);
 }
 
+/* Steps 1 to 3: scores become logits, or stay scores in need of a scale, with -inf for hidden keys. */
 static void finish_scores(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                           struct score_scale scaling, struct key_block *b)
 {
@@ -300,10 +308,10 @@ static void finish_scores(const struct sa_attention *a, const struct sa_attentio
     mask_scores(p, b, to_logits);
 }
 
-/* ---- values that must not reach every lane ---- */
+/* ---- infinities and NaN in values: they must not reach a lane that they are hidden from ---- */
 
-/* Is every element of A finite, of pairs both halves? An exponent of ones alone carries into the sign, if it is
- * raised by one. */
+/* Is every number of `a`, rows x depth, finite? Of pairs, both halves. An exponent of all ones, and no other, carries into
+ * the sign bit when it is raised by one. */
 static int all_finite(struct operand a, ptrdiff_t rows, ptrdiff_t depth)
 {
     const bits sign = (bits)1 << (8 * sizeof(bits) - 1), signs = TERMS == 2 ? sign | 0x8000 : sign;
@@ -324,8 +332,8 @@ static int all_finite(struct operand a, ptrdiff_t rows, ptrdiff_t depth)
     return !(found & signs);
 }
 
-/* Is there a number that must not reach every lane, among the values of the keys that some lane does not see (with a mask
- * or bias, of all)? 0 * NaN is NaN. rows: from step to step, and from dimension to dimension. */
+/* Do the values of hidden keys (with a mask or bias: of all keys) contain a number that is not finite? Its product with a
+ * weight of 0 would be NaN. rows: steps x dim. */
 static int hides_infinite(const struct query_panel *p, const struct key_block *b, struct operand rows, ptrdiff_t dim)
 {
     if (!is_masked(b)) return 0;
@@ -339,13 +347,13 @@ static int hides_infinite(const struct query_panel *p, const struct key_block *b
            !all_finite((struct operand){rows.data + after * rows.row, rows.col, rows.row}, dim, steps(keys) - after);
 }
 
-/* Which bits of a step's values each lane sees: all, or none, of each key's. */
+/* All ones in the bits of a step's value that belong to keys which a lane sees, 0 elsewhere. */
 INLINE vbits visible_bits(const struct query_panel *p, const struct key_block *b, ptrdiff_t step, int v)
 {
     if (TERMS == 1) return (vbits)visible_lanes(p, b, step, v);
-    vbits seen = (vbits)visible_lanes(p, b, 2 * step, v) & 0xffff;
-    if (2 * step + 1 < b->last - b->first) seen |= (vbits)visible_lanes(p, b, 2 * step + 1, v) & 0xffff0000;
-    return seen;
+    vbits visible = (vbits)visible_lanes(p, b, 2 * step, v) & 0xffff;
+    if (2 * step + 1 < b->last - b->first) visible |= (vbits)visible_lanes(p, b, 2 * step + 1, v) & 0xffff0000;
+    return visible;
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* merge_spans.inc.h -- the spans of a task make the whole: what each has summed up is merged, in order. */
+/* merge_spans.inc.h -- the running softmax of a span is merged into that of all spans before it, in order. */
 #ifndef SELFATTN_ATTENTION_MERGE_SPANS_INC_H
 #define SELFATTN_ATTENTION_MERGE_SPANS_INC_H
 
@@ -6,7 +6,7 @@
 #include "attention/values_by_row.inc.h"
 #include "vector/math.inc.h"
 
-/* outputs = span * factor + outputs * old factor, for a vector of lanes. */
+/* outputs = span * factor + outputs * old_factor, for the v-th vector of lanes. Outputs are dim x p->width. */
 static void merge_lanes(struct query_panel *p, int v, ptrdiff_t dim, vreal factor, vreal old_factor)
 {
     for (ptrdiff_t d = 0; d < dim; ++d) {
@@ -16,15 +16,15 @@ static void merge_lanes(struct query_panel *p, int v, ptrdiff_t dim, vreal facto
     }
 }
 
-/* total = total + span, both rescaled to the larger maximum; the first span with a key is taken as it is. */
+/* total = total + span, both rescaled to the larger maximum. The first span with a key becomes the total as it is. */
 static void merge_span(struct query_panel *p, ptrdiff_t value_dim, real log2_scale)
 {
     struct softmax_state *total = &p->total, *span = &p->span;
     if (span->empty) return;
     if (total->empty) {
-        real *room = total->outputs;
+        real *unused = total->outputs;
         *total = *span;
-        span->outputs = room;
+        span->outputs = unused;
         return;
     }
     for (int v = 0; v < p->nv; ++v) {

@@ -1,4 +1,4 @@
-/* panels.inc.h -- the layout of a task: workspace, query panels, and what is prefetched for the next task. */
+/* panels.inc.h -- the beginning of a task: its workspace, its query panels, its prefetches. */
 #ifndef SELFATTN_ATTENTION_PANELS_INC_H
 #define SELFATTN_ATTENTION_PANELS_INC_H
 
@@ -8,9 +8,15 @@
 #include "attention/values_by_row.inc.h"
 
 enum { MAX_PANELS = SA_TASK_ROWS / PANEL_LANES, SHARED_PANELS = SA_SHARED_PANELS * MAX_PANELS };
-enum { BUFFER_GAP = 64 / (int)sizeof(real) /* between buffers: not 4096 bytes */ };
+_Static_assert(SHARED_PANELS *(int)PANEL_LANES == (int)SA_SHARED_PANELS * (int)SA_TASK_ROWS,
+               "the panels of a call hold the rows of its largest task");
 
-/* Buffers one after the other in a workspace. Without a base they have no address, and only their size is counted. */
+enum {
+    BUFFER_GAP = 64 /
+    (int)sizeof(real) /* numbers between two buffers: one cache line, so that buffers are not 4096 bytes apart */
+};
+
+/* Buffers one after the other in a workspace. Without a base a buffer has no address, and only the size is counted. */
 struct layout {
     real *base;
     size_t used; /* numbers */
@@ -23,13 +29,13 @@ static real *place(struct layout *l, size_t numbers)
     return l->base ? l->base + at : NULL;
 }
 
-/* dim x lanes */
+/* dim x lanes, for the widest panel */
 static real *place_panel(struct layout *l, ptrdiff_t dim)
 {
     return place(l, (size_t)dim * PANEL_LANES);
 }
 
-/* The buffers of a key block. */
+/* Gives the buffers of a key block their places: scores and bias, keys x lanes; copies of keys and values, keys x width. */
 static void place_block(const struct sa_attention *a, struct layout *l, struct key_block *b)
 {
     b->scores = place_panel(l, SA_KEY_BLOCK);
@@ -39,7 +45,7 @@ static void place_block(const struct sa_attention *a, struct layout *l, struct k
     b->values.copy = place(l, SA_KEY_BLOCK * (size_t)a->value_dim);
 }
 
-/* The buffers of a query panel. */
+/* Gives the buffers of a query panel their places: dim x lanes. */
 static void place_query_panel(const struct sa_attention *a, struct layout *l, struct query_panel *p)
 {
     p->query = place_panel(l, a->head_dim);
@@ -47,7 +53,7 @@ static void place_query_panel(const struct sa_attention *a, struct layout *l, st
     p->total.outputs = place_panel(l, a->value_dim);
 }
 
-/* What a task of the most rows takes. */
+/* Bytes of the workspace of the largest task. */
 static size_t attention_workspace(const struct sa_attention *a)
 {
     struct layout l = {NULL, 0};
@@ -59,12 +65,13 @@ static size_t attention_workspace(const struct sa_attention *a)
     return l.used * sizeof(real);
 }
 
+/* Sets what is the same for all key blocks of a task. */
 static void begin_blocks(const struct sa_attention *a, const struct sa_attention_task *t, struct key_block *b)
 {
     b->capped = NULL;
     b->next_task[0] = b->next_task[1] = (struct prefetch_rows){0};
     b->next_task_rows = 0;
-    b->prefetches = should_prefetch_keys(a, t);
+    b->prefetch_enabled = should_prefetch_keys(a, t);
     b->keys = (struct key_source){
         .array = &a->key, .data = t->key, .scale = t->key_scale, .scale_row = a->key_scale.row, .width = a->head_dim};
     b->values = (struct key_source){.array = &a->value,
@@ -76,7 +83,7 @@ static void begin_blocks(const struct sa_attention *a, const struct sa_attention
     b->values.keys_per_step = TERMS;
 }
 
-/* The rows of a tile in an array that has one for each query and head, each of numbers side by side. */
+/* The rows of a task in an array (head, query, dim); none where the numbers of a row are not side by side. */
 static struct prefetch_rows rows_of_task(const struct sa_attention *a, const struct sa_attention_task *t,
                                          const struct sa_array *array, const char *data, ptrdiff_t dim)
 {
@@ -84,8 +91,8 @@ static struct prefetch_rows rows_of_task(const struct sa_attention *a, const str
     return (struct prefetch_rows){data, array->row, bytes, t->row0, sa_group(a), array->head};
 }
 
-/* The queries are wanted at once, all at a time; the outputs' lines will be written when the last key is done. (Rows side
- * by side the processor fetches by itself.) */
+/* Prefetches the queries, which are read next, and the cache lines of the outputs, which are written at the end. The
+ * processor's own prefetchers follow rows that lie side by side. */
 static void prefetch_task_rows(const struct sa_attention *a, const struct sa_attention_task *t)
 {
     const struct prefetch_rows rows[2] = {rows_of_task(a, t, &a->query, t->query, a->head_dim),
@@ -94,8 +101,8 @@ static void prefetch_task_rows(const struct sa_attention *a, const struct sa_att
         if (rows[i].row != rows[i].bytes) issue_prefetch(&rows[i], 0, (int)t->rows);
 }
 
-/* The same of the tile that is likely to be next: spread over the values of its panels, a row with each of
- * their rows or dimensions; what is left then, at the end. */
+/* Plans the same prefetches for the task that is likely to be next. They are spread over pass 3: one row with each row or
+ * dimension of the outputs; the remainder follows at the end of the task. */
 static void prefetch_next_task(const struct sa_attention *a, const struct sa_attention_task *next, struct key_block *b)
 {
     if (!next) return;
@@ -104,7 +111,7 @@ static void prefetch_next_task(const struct sa_attention *a, const struct sa_att
     b->next_task[1] = rows_of_task(a, next, &a->out, next->out, a->value_dim);
 }
 
-/* The rows of a tile from the row-th on: as many as the panel takes, and what each may see. */
+/* A panel with the rows of a task from the row-th on, at most PANEL_LANES, and the keys that each may see. */
 static void begin_panel(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row,
                         struct query_panel *p)
 {
@@ -116,6 +123,7 @@ static void begin_panel(const struct sa_attention *a, const struct sa_attention_
     set_ranges(a, t, p);
 }
 
+/* p->query: head_dim x width = the queries * scaling.query_factor. */
 static void load_queries(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
                          struct score_scale scaling)
 {
@@ -123,7 +131,7 @@ static void load_queries(const struct sa_attention *a, const struct sa_attention
     if (is_decode(a, p)) set_decode_query(p, a->head_dim);
 }
 
-/* Lays out the workspace, and splits the rows of a task into panels; returns how many. */
+/* Lays out the workspace, and cuts the rows of a task into panels. Returns the number of panels. */
 static int begin_task(const struct sa_attention *a, const struct sa_attention_task *t, struct score_scale scaling,
                       void *workspace, struct key_block *b, struct query_panel *panels)
 {
@@ -131,7 +139,7 @@ static int begin_task(const struct sa_attention *a, const struct sa_attention_ta
     struct layout l = {workspace, 0};
     begin_blocks(a, t, b);
     place_block(a, &l, b);
-    if (!t->next) prefetch_task_rows(a, t); /* otherwise they have been the next, but for the first task */
+    if (!t->next) prefetch_task_rows(a, t); /* with a next task, its predecessor has prefetched the rows */
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES, ++count) {
         struct query_panel *p = &panels[count];
         begin_panel(a, t, row, p);
@@ -143,7 +151,7 @@ static int begin_task(const struct sa_attention *a, const struct sa_attention_ta
     return count;
 }
 
-/* The keys that the panels may see, together. */
+/* The keys *first .. *last - 1 that the panels may see, together. */
 static void all_keys(const struct query_panel *panels, int count, ptrdiff_t *first, ptrdiff_t *last)
 {
     *first = panels[0].min_first;

@@ -1,5 +1,5 @@
-/* lanes.inc.h -- what lies in the lanes: the queries of a panel, what each may see, what it has summed up so far; and the
- * way in and out, blocked transposes between rows in memory and lanes. */
+/* query_panel.inc.h -- queries side by side in the lanes: their ranges of keys and their running softmax; and the blocked
+ * transposes between rows in memory (rows x dim) and panels (dim x lanes). */
 #ifndef SELFATTN_ATTENTION_QUERY_PANEL_INC_H
 #define SELFATTN_ATTENTION_QUERY_PANEL_INC_H
 
@@ -7,37 +7,38 @@
 #include "vector/convert.inc.h"
 #include "vector/math.inc.h"
 
-/* A running softmax: outputs = sum of 2^((score - max) * c) * value, sum = the sum of the weights. */
+/* A running softmax, lane by lane: sum = sum over keys of 2^((score - max) * log2_scale), outputs = sum over keys of the
+ * same * value. */
 struct softmax_state {
-    real *outputs; /* value_dim x lanes; or rows x value_dim (rows.inc.h) */
+    real *outputs; /* value_dim x lanes; or rows x value_dim (values_by_row.inc.h) */
     real max[PANEL_LANES], sum[PANEL_LANES];
-    int empty; /* no key so far: outputs not yet written */
+    int empty; /* no key so far: outputs hold nothing yet */
 };
 
 struct query_panel {
-    int nv, width;        /* vectors, and nv * LANES */
-    ptrdiff_t row0, rows; /* rows of the tile in these lanes, rows <= width */
-    real *query;          /* head_dim x width */
-    int by_rows;          /* so lie the outputs */
-    struct softmax_state span, total;
-    real inverse[PANEL_LANES];                       /* what the weights and outputs of `total` are multiplied by */
-    real sink_max[PANEL_LANES];                      /* the larger of maximum and sink, in natural to_logits */
+    int nv, width;                    /* vectors of lanes, and nv * LANES */
+    ptrdiff_t row0, rows;             /* the rows row0 .. row0 + rows - 1 of the key head, rows <= width */
+    real *query;                      /* head_dim x width */
+    int by_rows;                      /* outputs are rows x value_dim */
+    struct softmax_state span, total; /* of the current span, and of all spans before it */
+    real inverse[PANEL_LANES];        /* 1 / sum, the factor of the outputs of `total` */
+    real sink_max[PANEL_LANES];       /* the larger of maximum and sink, as a natural logit */
     ptrdiff_t first[PANEL_LANES], last[PANEL_LANES]; /* lane i sees the keys first[i] <= key < last[i] */
-    ptrdiff_t position[PANEL_LANES];                 /* where its query stands among the keys */
+    ptrdiff_t position[PANEL_LANES];                 /* of the query among the keys */
     ptrdiff_t min_first, max_first, min_last, max_last;
-    ptrdiff_t visible_first[MAX_NV], visible_last[MAX_NV]; /* what some lane of a vector sees */
+    ptrdiff_t visible_first[MAX_NV], visible_last[MAX_NV]; /* the range that the lanes of a vector see, together */
 };
 
-/* Scores times `to_logits` are natural logits; `c` turns scores into powers of two. */
+/* Queries times query_factor give scores. Scores times to_logits are natural logits, times to_log2 exponents of two. */
 struct score_scale {
     real query_factor, to_logits, to_log2;
-    int logits; /* something is done to each score, which becomes a logit in natural to_logits by it */
+    int logits; /* finish_scores() turns each score into a natural logit, with a bias, ALiBi or a softcap */
 };
 
 static struct score_scale score_scale_of(const struct sa_attention *a)
 {
-    /* Usually the queries stay as they are, and the scale waits for the exponent. The maximum needs a positive scale,
-     * and one that -inf survives; otherwise the queries take it. */
+    /* Usually the exponent takes the scale, and the queries stay as they are. But the maximum of scores needs a
+     * positive scale, and -inf must survive it; for other scales the queries take it. */
     int in_exponent = a->options.scale > 1e-20 && a->options.scale < 1e20;
     struct score_scale s = {.query_factor = in_exponent ? (real)1.0 : (real)a->options.scale,
                             .to_logits = in_exponent ? (real)a->options.scale : (real)1.0,
@@ -47,7 +48,7 @@ static struct score_scale score_scale_of(const struct sa_attention *a)
     return s;
 }
 
-/* Which keys each lane may see, before mask and bias, by its position. Lanes without a row see what the last row sees. */
+/* The keys that each lane may see by its position, before mask and bias. Lanes without a row repeat the last row. */
 static void set_lane_ranges(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p)
 {
     ptrdiff_t group = sa_group(a), query = p->row0 / group, head = p->row0 % group;
@@ -63,7 +64,7 @@ static void set_lane_ranges(const struct sa_attention *a, const struct sa_attent
     }
 }
 
-/* The ranges of the lanes, together. */
+/* The union and the intersection of the ranges of all lanes, and the union of each vector. */
 static void join_ranges(struct query_panel *p)
 {
     p->min_first = p->min_last = PTRDIFF_MAX;
@@ -93,7 +94,7 @@ static void set_ranges(const struct sa_attention *a, const struct sa_attention_t
         join_ranges(p);
         return;
     }
-    for (int i = 0; i < p->width; ++i) { /* positions do not matter: all lanes see the same */
+    for (int i = 0; i < p->width; ++i) { /* no option depends on positions: all lanes see the same keys */
         p->first[i] = 0;
         p->last[i] = t->valid_keys;
     }
@@ -103,10 +104,10 @@ static void set_ranges(const struct sa_attention *a, const struct sa_attention_t
 
 /* ---- queries in, outputs out ---- */
 
-/* Where a row of the tile is, in an array that has one for each query and head. */
+/* The address of a row of the key head, in an array (head, query, ...): query row / group of head row % group. */
 static const char *row_of(const struct sa_array *array, const char *data, ptrdiff_t group, ptrdiff_t row)
 {
-    if (group == 1) return data + row * array->row; /* the rule; a division costs as much as a dozen additions */
+    if (group == 1) return data + row * array->row; /* the usual case; a division takes as long as 12 additions */
     return data + row / group * array->row + row % group * array->head;
 }
 static char *out_row(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t row)
@@ -114,7 +115,8 @@ static char *out_row(const struct sa_attention *a, const struct sa_attention_tas
     return (char *)row_of(&a->out, t->out, sa_group(a), row);
 }
 
-/* panel[step, lane] = the row of each lane, the dims of the step, * scale; lanes without a row are zero. */
+/* panel: steps(dim) x p->width. panel[step, lane] = the dimensions of the step of the lane's row, times scale; 0 in lanes
+ * without a row. */
 static void load_panel(const struct sa_attention *a, const struct sa_array *array, const char *data, ptrdiff_t dim,
                        const struct query_panel *p, real scale, real *panel)
 {
@@ -142,7 +144,7 @@ static void load_panel(const struct sa_attention *a, const struct sa_array *arra
     }
 }
 
-/* The row of each lane = panel[dim, lane] * factor[lane]. */
+/* The row of each lane in an array = panel[dim, lane] * factor[lane]. panel: dim x p->width. */
 static void store_panel(const struct sa_attention *a, const struct sa_array *array, char *data, ptrdiff_t dim,
                         const struct query_panel *p, const real *panel, const real *factor)
 {
@@ -153,7 +155,7 @@ static void store_panel(const struct sa_attention *a, const struct sa_array *arr
         for (ptrdiff_t i = 0; i < n; ++i)
             rows[i] = (char *)row_of(array, data, group, p->row0 + v * LANES + i);
         vreal times = vload(factor + v * LANES);
-        vreal zero = vsplat(0.0f); /* -0 becomes 0: a block that a lane does not see could do the same */
+        vreal zero = vsplat(0.0f); /* -0 becomes 0, as it would by a further block of hidden keys */
         for (ptrdiff_t d = 0; d < dim; d += LANES) {
             vreal square[LANES];
             ptrdiff_t width = smaller(LANES, dim - d);

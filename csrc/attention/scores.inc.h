@@ -6,7 +6,7 @@
 #include "attention/mask.inc.h"
 #include "attention/visible_vectors.inc.h"
 
-/* The maximum of a panel of one vector. */
+/* b->max of a panel of one vector, from b->scores: keys x LANES. */
 static void find_max(struct key_block *b)
 {
     vreal max = vsplat(-INFINITY);
@@ -15,11 +15,11 @@ static void find_max(struct key_block *b)
     vstore(b->max, max);
 }
 
-/* The keys of the block that begins at key0, and what mask and bias say of them. Returns 0 if no lane sees any. */
+/* The visible keys of the block that begins at key0, with mask and bias. Returns 0 if all keys are hidden. */
 static int find_keys(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                      ptrdiff_t key0, struct key_block *b)
 {
-    /* The same keys are always one step. One of them may be a key that no lane sees: it is in the range, and hidden. */
+    /* A step always has the same keys. So the range may include a key that is hidden from all lanes. */
     b->first = larger(key0, p->min_first / TERMS * TERMS);
     b->last = smaller(b->keys.last, steps(p->max_last) * TERMS);
     b->biased = load_bias(a, t, p, &b->first, &b->last, b->bias);
@@ -28,35 +28,36 @@ static int find_keys(const struct sa_attention *a, const struct sa_attention_tas
     return b->first < b->last && b->biased != ALL_MASKED;
 }
 
-/* Are the scores of a block done as they are multiplied? */
+/* Do the products need no further step? Without masks, biases and options they are the scores. */
 static int unmasked(const struct key_block *b, struct score_scale scaling)
 {
     return !is_masked(b) && !scaling.logits;
 }
 
-/* Returns 0 if no lane sees a key of the block that begins at key0. */
+/* b->scores: keys x lanes, b->stride numbers from key to key; and b->max. Returns 0 if all keys of the block that begins at
+ * key0 are hidden. */
 static int score_block(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                        struct score_scale scaling, ptrdiff_t key0, struct key_block *b)
 {
     if (!find_keys(a, t, p, key0, b)) return 0;
     struct lane_rows scores = {b->scores, b->stride};
-    int done = unmasked(b, scaling);
+    int is_final = unmasked(b, scaling);
     if (is_decode(a, p)) {
         struct decode_rows f;
         score_decode(a, t, p, b, &f);
         decode_to_panel(&f, p->rows, scores);
-        if (done) find_max(b);
+        if (is_final) find_max(b);
     } else {
         struct operand keys = gathered_rows(a, t, &b->keys, b->first, b->last);
-        int staged = gathers_keys(a), wanted = staged ? !b->values.copied : b->prefetch_pending;
+        int gathered = gathers_keys(a), is_due = gathered ? !b->values.copied : b->prefetch_pending;
         b->prefetch_pending = 0;
-        ptrdiff_t next = b->first + (staged ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
-        struct prefetch_rows prefetch[2] = {prefetch_key_rows(a, &b->keys, next, wanted),
-                                            prefetch_key_rows(a, &b->values, b->first, wanted)};
-        multiply_keys(p, b, steps(a->head_dim), SA_SCORE_CHAIN / TERMS, keys, p->query, scores, done ? b->max : NULL,
-                      prefetch);
+        ptrdiff_t next = b->first + (gathered ? SA_KEY_BLOCK : 2 * MAX_TILE_ROWS);
+        struct prefetch_rows prefetch[2] = {prefetch_key_rows(a, &b->keys, next, is_due),
+                                            prefetch_key_rows(a, &b->values, b->first, is_due)};
+        multiply_keys(p, b, steps(a->head_dim), SA_SCORE_CHAIN / TERMS, keys, p->query, scores,
+                      is_final ? b->max : NULL, prefetch);
     }
-    if (!done) finish_scores(a, t, p, scaling, b);
+    if (!is_final) finish_scores(a, t, p, scaling, b);
     return 1;
 }
 

@@ -1,8 +1,9 @@
-/* softmax.inc.h -- pass 2: the softmax, down the lanes. */
+/* softmax.inc.h -- pass 2: the softmax of a key block, down the lanes. */
 #ifndef SELFATTN_ATTENTION_SOFTMAX_INC_H
 #define SELFATTN_ATTENTION_SOFTMAX_INC_H
 
 #include "attention/query_panel.inc.h"
+#include "matmul/product.inc.h"
 #include "vector/math.inc.h"
 
 static void begin_softmax(const struct query_panel *p, struct softmax_state *s)
@@ -14,8 +15,8 @@ static void begin_softmax(const struct query_panel *p, struct softmax_state *s)
     s->empty = 1;
 }
 
-/* The maximum becomes the larger of block_max and itself; `rescale` receives what older weights are worth. Returns what
- * to subtract from the scores: -inf - -inf would be NaN. */
+/* The maximum becomes the larger of block_max and itself; `rescale` receives the factor of older sums and outputs. Returns
+ * what to subtract from the scores: 0 instead of -inf, because -inf - -inf is NaN. All are one vector of lanes. */
 INLINE vreal raise_max(const real *block_max, real log2_scale, real *max, real *rescale)
 {
     vreal old = vload(max), new = vmax(vload(block_max), old);
@@ -25,23 +26,24 @@ INLINE vreal raise_max(const real *block_max, real log2_scale, real *max, real *
     return new;
 }
 
-/* The scores become weights relative to the new maximum; `paired`: the weights of a step's keys, one operand. */
+/* scores, keys x nv * LANES, become probabilities relative to the new maximum. With `paired` the result is steps x nv *
+ * LANES: the probabilities of the two keys of a step are one operand. block_max, rescale: (nv * LANES,). */
 INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real log2_scale, real *scores,
                        const real *block_max, struct softmax_state *s, real *rescale)
 {
-    vreal max[MAX_NV], sum[MAX_NV], other[MAX_NV], factor = vsplat(log2_scale);
+    vreal max[MAX_NV], even[MAX_NV], odd[MAX_NV], factor = vsplat(log2_scale);
     for (int v = 0; v < nv; ++v) {
         max[v] = raise_max(block_max + v * LANES, log2_scale, s->max + v * LANES, rescale + v * LANES);
-        sum[v] = other[v] = vsplat(0.0f);
+        even[v] = odd[v] = vsplat(0.0f);
     }
-    /* Two sums, of every other key: half the rounding errors' growth. */
+    /* One sum of the even keys and one of the odd keys: the rounding errors grow half as fast. */
     for (ptrdiff_t k = 0; k + 1 < keys; k += 2) {
 #pragma GCC unroll 4
         for (int v = 0; v < nv; ++v) {
             real *score = scores + k * nv * LANES + v * LANES, *next = score + nv * LANES;
             vreal first = vexp2((vload(score) - max[v]) * factor), second = vexp2((vload(next) - max[v]) * factor);
-            sum[v] += first;
-            other[v] += second;
+            even[v] += first;
+            odd[v] += second;
             vstore(paired ? scores + k / 2 * nv * LANES + v * LANES : score, paired ? vpair(first, second) : first);
             if (!paired) vstore(next, second);
         }
@@ -49,25 +51,18 @@ INLINE void softmax_nv(const int nv, const int paired, ptrdiff_t keys, real log2
     for (int v = 0; v < nv; ++v) {
         if (keys % 2) {
             vreal last = vexp2((vload(scores + ((keys - 1) * nv + v) * LANES) - max[v]) * factor);
-            sum[v] += last;
+            even[v] += last;
             vstore(scores + ((paired ? keys / 2 : keys - 1) * nv + v) * LANES,
                    paired ? vpair(last, vsplat(0.0f)) : last);
         }
-        vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), sum[v] + other[v]));
+        vstore(s->sum + v * LANES, vfma(vload(s->sum + v * LANES), vload(rescale + v * LANES), even[v] + odd[v]));
     }
 }
 
 INLINE void softmax_by(int nv, const int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
                        struct softmax_state *s, real *rescale)
 {
-    if (nv == 1)
-        softmax_nv(1, paired, keys, log2_scale, scores, block_max, s, rescale);
-    else if (nv == 2)
-        softmax_nv(2, paired, keys, log2_scale, scores, block_max, s, rescale);
-    else if (MAX_NV > 2 && nv == 3)
-        softmax_nv(MAX_NV > 2 ? 3 : 1, paired, keys, log2_scale, scores, block_max, s, rescale);
-    else if (MAX_NV > 2)
-        softmax_nv(MAX_NV > 2 ? 4 : 1, paired, keys, log2_scale, scores, block_max, s, rescale);
+    SA_BY_VECTORS(softmax_nv, paired, keys, log2_scale, scores, block_max, s, rescale);
 }
 
 static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *scores, const real *block_max,
@@ -79,14 +74,14 @@ static void softmax(int nv, int paired, ptrdiff_t keys, real log2_scale, real *s
         softmax_by(nv, 0, keys, log2_scale, scores, block_max, s, rescale);
 }
 
-/* No more keys will come: what the weights are divided by, the sinks among it. */
+/* After the last key: p->inverse, and the sinks as a part of the sum. */
 static void close_total(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
                         struct score_scale scaling)
 {
     ptrdiff_t group = sa_group(a);
     for (int v = 0; v < p->nv; ++v) {
         vreal sum = vload(p->total.sum + v * LANES), share = vsplat(1.0f);
-        vint empty = sum == vsplat(0.0f); /* no key: 0, whatever the sink */
+        vint empty = sum == vsplat(0.0f); /* no key: 0, with any sink */
         if (t->sinks) {
             real sinks[LANES];
             for (int i = 0; i < LANES; ++i)
@@ -102,6 +97,7 @@ static void close_total(const struct sa_attention *a, const struct sa_attention_
     }
 }
 
+/* lse = log of the sum of exponentials, -inf without a key. */
 static void store_lse(const struct sa_attention *a, const struct sa_attention_task *t, const struct query_panel *p,
                       struct score_scale s)
 {

@@ -1,11 +1,13 @@
-/* span_tasks.inc.h -- the spans of a task apart, on several threads: what each has summed up is kept until all are there.
- * The same numbers are merged in the same order as by the driver. */
+/* span_tasks.inc.h -- the spans of one task as several tasks, for several threads: the state of each span is kept, and the
+ * last step merges the states. The driver merges the same numbers in the same order. */
 #ifndef SELFATTN_ATTENTION_SPAN_TASKS_INC_H
 #define SELFATTN_ATTENTION_SPAN_TASKS_INC_H
 
 #include "attention/driver.inc.h"
 
-/* The keys that a tile may see: none outside of first .. last - 1. */
+_Static_assert(LANES * sizeof(real) % _Alignof(struct softmax_state) == 0, "a state may follow whole vectors");
+
+/* The rows of a task see no key outside of *first .. *last - 1. */
 static void key_range(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t *first,
                       ptrdiff_t *last)
 {
@@ -18,22 +20,23 @@ static void key_range(const struct sa_attention *a, const struct sa_attention_ta
     }
 }
 
-/* The bytes of what is kept of a tile's span: panel by panel a state, and behind it its outputs. */
+/* Bytes of the kept states of a span of one task: for each panel a softmax_state, and behind it its outputs. */
 static size_t span_bytes(const struct sa_attention *a)
 {
-    ptrdiff_t most = gathers_keys(a) ? SHARED_PANELS * PANEL_LANES : SA_TASK_ROWS;
-    ptrdiff_t rows = smaller(most, a->q_len * sa_group(a));
+    ptrdiff_t max_rows = gathers_keys(a) ? SHARED_PANELS * PANEL_LANES : SA_TASK_ROWS;
+    ptrdiff_t rows = smaller(max_rows, a->q_len * sa_group(a));
     ptrdiff_t panels = (rows + PANEL_LANES - 1) / PANEL_LANES, width = (rows + LANES - 1) / LANES * LANES;
     return (size_t)panels * sizeof(struct softmax_state) + (size_t)(width * a->value_dim) * sizeof(real);
 }
 
+/* The kept state of the next panel: behind the outputs, which are value_dim numbers for each lane. */
 static struct softmax_state *next_kept_state(const struct sa_attention *a, const struct query_panel *p,
                                              struct softmax_state *s)
 {
     return (struct softmax_state *)((real *)(s + 1) + a->value_dim * p->width);
 }
 
-/* The span that begins at first_key. */
+/* Passes 1 to 3 of the span that begins at first_key; `states` receives its state, span_bytes() long. */
 static int attention_span(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t first_key,
                           void *states, void *workspace)
 {
@@ -54,20 +57,20 @@ static int attention_span(const struct sa_attention *a, const struct sa_attentio
     return SA_OK;
 }
 
-/* All spans of a square, as they were kept, one after the other. */
+/* Merges the kept states of all spans of a task, in order, and stores out and lse. states: spans x span_bytes(). */
 static void merge_spans(const struct sa_attention *a, const struct sa_attention_task *t, ptrdiff_t spans, void *states)
 {
     struct score_scale scaling = score_scale_of(a);
-    struct softmax_state *of_panel = states;
+    struct softmax_state *state = states;
     for (ptrdiff_t row = 0; row < t->rows; row += PANEL_LANES) {
         struct query_panel p;
         begin_panel(a, t, row, &p);
-        p.total = *of_panel;
+        p.total = *state;
         for (ptrdiff_t span = 1; span < spans; ++span) {
-            p.span = *(struct softmax_state *)((char *)of_panel + (size_t)span * span_bytes(a));
+            p.span = *(struct softmax_state *)((char *)state + (size_t)span * span_bytes(a));
             merge_span(&p, a->value_dim, scaling.to_log2);
         }
-        of_panel = next_kept_state(a, &p, of_panel);
+        state = next_kept_state(a, &p, state);
         close_total(a, t, &p, scaling);
         store_total(a, t, &p, scaling);
     }

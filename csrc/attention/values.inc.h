@@ -1,11 +1,11 @@
-/* values.inc.h -- pass 3: the values of a key block, by lane or by row. */
+/* values.inc.h -- pass 3: the values of a key block, with the rows in the lanes or row by row. */
 #ifndef SELFATTN_ATTENTION_VALUES_INC_H
 #define SELFATTN_ATTENTION_VALUES_INC_H
 
 #include "attention/values_by_lane.inc.h"
 #include "attention/values_by_row.inc.h"
 
-/* The weights of the keys of a step become one operand. */
+/* b->scores: keys x lanes become steps x lanes; the probabilities of the two keys of a step are one operand. */
 static void pair_probabilities(const struct query_panel *p, struct key_block *b)
 {
     ptrdiff_t keys = b->last - b->first;
@@ -17,7 +17,7 @@ static void pair_probabilities(const struct query_panel *p, struct key_block *b)
         }
 }
 
-/* So many rows of the next tile have been prefetched. */
+/* `rows` rows of the next task have been prefetched. */
 static void note_prefetched(struct key_block *b, ptrdiff_t rows)
 {
     b->next_task_rows -= rows;
@@ -27,7 +27,8 @@ static void note_prefetched(struct key_block *b, ptrdiff_t rows)
     }
 }
 
-/* outputs = outputs * rescale + this block's chain */
+/* p->span.outputs = outputs * rescale + the chain of this block. outputs: value_dim x width, or rows x value_dim. rescale:
+ * (width,). */
 static void add_values(const struct sa_attention *a, const struct sa_attention_task *t, struct query_panel *p,
                        struct key_block *b, real *rescale)
 {

@@ -5,7 +5,8 @@
 #include "attention/mask.inc.h"
 #include "attention/visible_vectors.inc.h"
 
-/* out[dim, lane] (+)= sum over the keys of a block, step by step, of values[dim, key] * weights[key, lane]. */
+/* out[dim, lane] (+)= sum over the steps of a block of values[dim, step] * weights[step, lane]. values: dim x steps.
+ * weights: steps x lanes, `stride` numbers from step to step. */
 static void multiply_values(multiply *with, const struct query_panel *p, const struct key_block *b, ptrdiff_t dim,
                             struct operand values, const real *weights, ptrdiff_t stride, struct lane_rows out,
                             real *lanes, const struct prefetch_rows prefetch[2])
@@ -17,16 +18,16 @@ static void multiply_values(multiply *with, const struct query_panel *p, const s
     for (int v = 0; v < p->nv; ++v) {
         ptrdiff_t first, last;
         visible_keys(p, b, v, &first, &last);
-        ptrdiff_t step = (first - b->first) / TERMS, some = steps(last - first), lane = v * LANES;
-        struct operand these = {values.data + step * values.col, values.row, values.col};
-        with(1, dim, some, these, weights + step * stride + lane, stride,
+        ptrdiff_t step = (first - b->first) / TERMS, visible_steps = steps(last - first), lane = v * LANES;
+        struct operand part = {values.data + step * values.col, values.row, values.col};
+        with(1, dim, visible_steps, part, weights + step * stride + lane, stride,
              (struct lane_rows){out.data + lane, out.stride}, lanes ? lanes + lane : NULL,
              v + 1 < p->nv ? NULL : prefetch);
     }
 }
 
-/* The values' pass with the lanes' visibility: the same chain of additions, but the weight 0 of a key that a lane does
- * not see meets a value of 0. */
+/* The same sums where a value is not finite: the same chain of additions, but a hidden value counts as 0. outputs: dim x
+ * lanes. rescale: (lanes,). */
 static void add_visible_values(const struct query_panel *p, const struct key_block *b, struct operand values,
                                ptrdiff_t dim, struct lane_rows outputs, const real *rescale)
 {

@@ -1,9 +1,9 @@
-/* rows.inc.h -- outputs row by row, with the dimensions in the lanes as they lie in memory: nothing is turned on the way
- * out, and each few rows multiply only the values of keys that they see.
+/* values_by_row.inc.h -- pass 3 row by row: dimensions are in the lanes, as they lie in memory.
  *
  *   O[row, dim] (+)= sum over the keys of P[row, key] (broadcast) * V[key, dim]
  *
- * The weights are the panel's, keys down and rows across; every sum is the same chain as with the rows in the lanes. */
+ * No transpose is needed on the way out, and each tile of rows multiplies only the values of keys that its rows see. The
+ * probabilities are those of the panel, keys x lanes. Every sum is the same chain as with the rows in the lanes. */
 #ifndef SELFATTN_ATTENTION_VALUES_BY_ROW_INC_H
 #define SELFATTN_ATTENTION_VALUES_BY_ROW_INC_H
 
@@ -11,10 +11,10 @@
 #include "attention/mask.inc.h"
 #include "matmul/product.inc.h"
 
-/* Do the outputs of a panel lie so? Few rows always do (few.inc.h). Others where a row of values is whole vectors; but not
- * of short ones, whose panels of 16 rows make too few full tiles. And of values that are read where they lie, not one vector
- * alone (rows on pages of their own would come from the second cache for every tile: 0.8 of the speed), nor more than a tile
- * takes (a second pass over the weights costs 1 %). */
+/* Are the outputs of a panel rows x value_dim? Few rows always are (decode.inc.h). Other panels are where a row of values
+ * is whole vectors, of 64 bytes: panels of shorter vectors have 16 rows, too few for full tiles. Values that are read
+ * where they lie must be wider than one vector: rows on pages of their own come from the L2 cache for every tile, at 0.8
+ * of the speed. And they must fit one tile: a second pass over the weights costs 1 % of the time. */
 static int outputs_by_rows(const struct sa_attention *a, const struct query_panel *p)
 {
     const ptrdiff_t size = sizeof(real);
@@ -24,7 +24,7 @@ static int outputs_by_rows(const struct sa_attention *a, const struct query_pane
     return a->value_dim > LANES && a->value_dim <= MAX_NV * LANES && a->value.col == size && a->value.row % size == 0;
 }
 
-/* The keys that some of the rows see, of a block, counted from its first; from a step's first key on. */
+/* The keys *first .. *last - 1 that any of the rows sees, counted from the block's first; *first begins a step. */
 static void visible_to_rows(const struct key_block *b, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t *first, ptrdiff_t *last)
 {
     ptrdiff_t begin = b->begin[row], end = b->end[row];
@@ -36,14 +36,14 @@ static void visible_to_rows(const struct key_block *b, ptrdiff_t row, ptrdiff_t 
     *last = larger(*first, end);
 }
 
-/* Of so many vectors of dimensions left, those that are multiplied together: as many as tiles take, but not one alone. */
+/* How many of the remaining vectors of dimensions to multiply together: as many as a tile takes, but never leave one. */
 static int vectors_together(ptrdiff_t left)
 {
     if (left <= MAX_NV) return (int)left;
     return left == MAX_NV + 1 ? MAX_NV - 1 : MAX_NV;
 }
 
-/* outputs = outputs * rescale + this block's chain; values: key by key, whole vectors. */
+/* p->span.outputs, rows x dim, = outputs * rescale[row] + the chain of this block. values: steps x dim, whole vectors. */
 static void add_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim, struct operand values,
                      real *rescale, const struct prefetch_rows next[2])
 {
@@ -66,7 +66,7 @@ static void add_rows(const struct query_panel *p, const struct key_block *b, ptr
     }
 }
 
-/* The same with each row's visibility: the weight 0 of a key that it does not see meets a value of 0. */
+/* The same sums where a value is not finite: a hidden value counts as 0. values: steps x dim. rescale: (rows,). */
 static void add_visible_rows(const struct query_panel *p, const struct key_block *b, ptrdiff_t dim,
                              struct operand values, const real *rescale)
 {
@@ -77,16 +77,16 @@ static void add_visible_rows(const struct query_panel *p, const struct key_block
             ptrdiff_t n = smaller(LANES, dim - d);
             vreal sum = vsplat(0.0f);
             for (ptrdiff_t k = 0; k < steps(b->last - b->first); ++k) {
-                bits seen = visible_bits(p, b, k, (int)(row / LANES))[row % LANES];
+                bits visible = visible_bits(p, b, k, (int)(row / LANES))[row % LANES];
                 vreal value = load_row(values.data + k * values.row + d * size, size, n, SA_REAL);
-                sum = vterm((vreal)((vbits)value & seen), vsplat(b->scores[k * b->stride + row]), sum);
+                sum = vterm((vreal)((vbits)value & visible), vsplat(b->scores[k * b->stride + row]), sum);
             }
             if (!p->span.empty) sum = vfma(load_row(at, size, n, SA_REAL), vsplat(rescale[row]), sum);
             store_row(at, size, n, SA_REAL, sum);
         }
 }
 
-/* outputs = span * factor + outputs * old factor, for the rows of a vector of lanes. */
+/* outputs = span * factor + outputs * old_factor, for the rows of the v-th vector of lanes. Outputs are rows x dim. */
 static void merge_rows(struct query_panel *p, int v, ptrdiff_t dim, vreal factor, vreal old_factor)
 {
     const ptrdiff_t size = sizeof(real);
@@ -99,7 +99,7 @@ static void merge_rows(struct query_panel *p, int v, ptrdiff_t dim, vreal factor
         }
 }
 
-/* row = outputs[dim] * factor */
+/* row = outputs * factor; both (dim,) */
 INLINE void store_output(const enum sa_dtype dtype, const int whole, char *row, ptrdiff_t col, ptrdiff_t dim,
                          const real *outputs, real factor)
 {
@@ -111,7 +111,7 @@ INLINE void store_output(const enum sa_dtype dtype, const int whole, char *row, 
     }
 }
 
-/* The rows of the panel = outputs[row, dim] * factor[row]. */
+/* The rows of a panel in an array = outputs[row, dim] * factor[row]. outputs: rows x dim. */
 static void store_rows(const struct sa_attention *a, const struct sa_array *array, char *data, ptrdiff_t dim,
                        const struct query_panel *p, const real *outputs, const real *factor)
 {

@@ -1,5 +1,5 @@
-/* library.h -- all that a compiled module calls here: one table, which the module that links the sources hands on to the
- * others. So there is one pool and one choice of instruction set in a process. */
+/* library.h -- all functions that a compiled module calls, as one table. The module that links the sources passes it to the
+ * others. So a process has one pool and one choice of instruction set. */
 #ifndef SELFATTN_CONTRACTS_LIBRARY_H
 #define SELFATTN_CONTRACTS_LIBRARY_H
 

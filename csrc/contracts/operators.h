@@ -1,4 +1,5 @@
-/* operators.h -- the operators over all their tasks, on the pool's threads; each returns SA_OK or the pool's status. */
+/* operators.h -- the operators, over all their tasks, on the threads of the pool. Each returns SA_OK or a status of the
+ * pool. */
 #ifndef SELFATTN_CONTRACTS_OPERATORS_H
 #define SELFATTN_CONTRACTS_OPERATORS_H
 
@@ -6,12 +7,12 @@
 
 int sa_attention_run(const struct sa_kernels *, const struct sa_attention *, enum sa_result, int num_threads);
 
-/* From out, lse and grad_out: the gradients whose arrays are given. grad_key and grad_value (float32 or float64,
- * contiguous rows), grad_bias and grad_relative_bias (float64) are added to; grad_sinks and grad_alibi are one number for
- * each row. */
+/* From out, lse and grad_out, the gradients whose arrays are given. grad_key and grad_value (float32 or float64,
+ * contiguous rows), grad_bias and grad_relative_bias (float64) are added to. grad_sinks and grad_alibi are one number for
+ * each row, written. */
 int sa_attention_backward_run(const struct sa_kernels *, const struct sa_attention *, int num_threads);
 
-/* A weight as panels: the bytes that they take, whole cache lines; and to write them. `weight` has any strides. */
+/* The bytes of a packed weight, whole cache lines; and the packing. `weight` has any strides. */
 size_t sa_packed_bytes(const struct sa_kernels *, ptrdiff_t depth, ptrdiff_t width);
 int sa_pack_run(const struct sa_kernels *, const struct sa_array *weight, ptrdiff_t depth, ptrdiff_t width,
                 void *packed, int num_threads);
@@ -28,7 +29,8 @@ int sa_gate_run(const struct sa_kernels *, enum sa_activation, const void *gate_
                 void *y, int num_threads);
 
 int sa_rotary_run(const struct sa_kernels *, const struct sa_rotary *, int num_threads);
-/* cosines and sines (positions, pairs) of position * frequencies[pair], times a factor. */
+/* cosines, sines: (positions, pairs) of position * frequencies[pair], times a factor. position * frequencies[pair] below
+ * 2^20 quarter turns. */
 void sa_rotary_angles(const double *frequencies, ptrdiff_t pairs, ptrdiff_t positions, double factor, float *cosines,
                       float *sines);
 

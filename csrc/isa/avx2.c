@@ -1,4 +1,4 @@
-/* 256-bit vectors: Intel since Haswell, AMD since Zen. */
+/* avx2.c -- vectors of 256 bits: Intel since Haswell, AMD since Zen. */
 #include "contracts/kernels.h"
 #if defined(__x86_64__)
 #include "isa/target.h"

@@ -1,3 +1,3 @@
-/* The same kernels in float64. */
+/* avx2_float64.c -- the kernels of avx2.c in float64. */
 #define SA_FLOAT64_KERNELS
 #include "isa/avx2.c"

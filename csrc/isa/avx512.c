@@ -1,4 +1,4 @@
-/* 512-bit vectors: Intel since Skylake-SP, AMD since Zen 4. */
+/* avx512.c -- vectors of 512 bits: Intel since Skylake-SP, AMD since Zen 4. */
 #include "contracts/kernels.h"
 #if defined(__x86_64__)
 #include "isa/target.h"

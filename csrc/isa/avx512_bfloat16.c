@@ -1,4 +1,4 @@
-/* Attention whose products are of bfloat16: AMD since Zen 4, Intel since Cooper Lake. */
+/* avx512_bfloat16.c -- kernels whose products are of bfloat16: AMD since Zen 4, Intel since Cooper Lake. */
 #define SA_BFLOAT16_KERNELS
 #include "contracts/kernels.h"
 #if defined(__x86_64__)
@@ -7,7 +7,7 @@
 
 static int runs_here(void)
 {
-    return __builtin_cpu_supports("avx512bf16"); /* asked where avx512 runs already */
+    return __builtin_cpu_supports("avx512bf16"); /* dispatch.c asks only where avx512 runs */
 }
 
 SA_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")

@@ -1,4 +1,4 @@
-/* 128-bit vectors without FMA on x86-64 (SSE2), or whatever 128-bit vectors the compiler has elsewhere. */
+/* baseline.c -- vectors of 128 bits: SSE2 without FMA on x86-64, the vectors of the compiler elsewhere. */
 #include "contracts/kernels.h"
 #if defined(__SSE2__)
 #include <immintrin.h>

@@ -1,3 +1,3 @@
-/* The same kernels in float64. */
+/* baseline_float64.c -- the kernels of baseline.c in float64. */
 #define SA_FLOAT64_KERNELS
 #include "isa/baseline.c"

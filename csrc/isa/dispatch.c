@@ -1,8 +1,8 @@
-/* Which instruction set computes: the best that runs here, unless one is asked for by name. */
+/* dispatch.c -- the instruction set that computes: the best that runs here, or the one that sa_use names. */
 #include "contracts/kernels.h"
 
 const struct sa_format_description sa_formats[SA_FORMATS] = {
-    [SA_FORMAT_NUMBERS] = {"float32", SA_FLOAT32, SA_FLOAT32, 1}, /* in the float64 kernels float64 */
+    [SA_FORMAT_NUMBERS] = {"float32", SA_FLOAT32, SA_FLOAT32, 1}, /* float64 in the float64 kernels */
     [SA_FORMAT_BFLOAT16] = {"bfloat16", SA_BFLOAT16, SA_FLOAT32, 2},
 };
 
@@ -39,8 +39,8 @@ int sa_use(const char *isa)
 
 const struct sa_kernels *sa_kernels_of(const struct sa_kernels *kernels, enum sa_format format)
 {
-    const struct sa_kernels *wanted = kernels->formats[format];
-    return wanted && wanted->runs_here() ? wanted : kernels;
+    const struct sa_kernels *candidate = kernels->formats[format];
+    return candidate && candidate->runs_here() ? candidate : kernels;
 }
 
 const struct sa_kernels *sa_active(void)

@@ -1,5 +1,5 @@
-/* kernels.inc.h -- the kernels, written once; each stub of this folder includes this inside its target region.
- * (Included as a template rather than written as macros, so that a debugger steps through it line by line.) */
+/* kernels.inc.h -- all kernels, written once. Each stub of this folder includes this file inside its target region. (A
+ * template by inclusion, not macros: a debugger steps through it line by line.) */
 #ifndef SELFATTN_ISA_KERNELS_INC_H
 #define SELFATTN_ISA_KERNELS_INC_H
 

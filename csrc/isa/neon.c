@@ -1,4 +1,4 @@
-/* 128-bit vectors with FMA: every aarch64. */
+/* neon.c -- vectors of 128 bits with FMA: every aarch64. */
 #include "contracts/kernels.h"
 #if defined(__aarch64__)
 #include <arm_neon.h>

@@ -1,3 +1,3 @@
-/* The same kernels in float64. */
+/* neon_float64.c -- the kernels of neon.c in float64. */
 #define SA_FLOAT64_KERNELS
 #include "isa/neon.c"

@@ -1,6 +1,6 @@
-/* SA_TARGET_BEGIN("avx2,fma") ... SA_TARGET_END: compile a region for one instruction set, without build flags.
- * Everything that touches vectors must stand inside such a region: a helper defined before it would be compiled
- * for the baseline (gcc warns, clang refuses). */
+/* target.h -- SA_TARGET_BEGIN("avx2,fma") ... SA_TARGET_END compile a region for one instruction set, without build flags.
+ * All code that touches vectors must stand inside the region. A helper before it would be compiled for the baseline (gcc
+ * warns, clang refuses). */
 #ifndef SELFATTN_TARGET_H
 #define SELFATTN_TARGET_H
 
@@ -18,7 +18,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
-/* Not every compiler knows it by name; where AVX2 is usable, the bit can be trusted. */
+/* Not every compiler knows f16c by name. Where AVX2 is usable, the bit of CPUID can be trusted. */
 static inline int cpu_has_f16c(void)
 {
     unsigned a, b, c, d;

@@ -1,6 +1,8 @@
-/* linear.inc.h -- y = act(x W + b) + residual. W is packed once, when a model is loaded: panels of PANEL_LANES columns,
- * each steps(depth) x width with contiguous lanes (the last one padded with zeros to whole vectors). Where a step takes
- * pairs, those of W are pairs of rows, and x is rounded to bfloat16 into the workspace, its pairs side by side. */
+/* linear.inc.h -- y = act(x W + b) + residual, and the packing of W.
+ *
+ * W (depth, width) is packed once: panels of PANEL_LANES columns, each steps(depth) x lanes. The last panel is padded with
+ * zeros to whole vectors. With TERMS = 2, a pair of W is two rows of one column; x is rounded to bfloat16 into the
+ * workspace, where neighbours are pairs. */
 #ifndef SELFATTN_MATMUL_LINEAR_INC_H
 #define SELFATTN_MATMUL_LINEAR_INC_H
 
@@ -8,13 +10,15 @@
 #include "pointwise/activation.inc.h"
 #include "vector/convert.inc.h"
 
+/* Vectors of lanes of a panel of a matrix of `width` columns: fewer in the last panel. */
 INLINE int panel_vectors(ptrdiff_t width, ptrdiff_t panel)
 {
     ptrdiff_t columns = smaller(PANEL_LANES, width - panel * PANEL_LANES);
     return (int)((columns + LANES - 1) / LANES);
 }
 
-/* Up to LANES rows of up to LANES columns of W, from `from` on: block[row]; zeros where there are none. */
+/* block: LANES x LANES = `rows` rows and `columns` columns of W, the first number at `from`; 0 elsewhere. row, col: bytes
+ * from row to row and from column to column of W. */
 INLINE void load_weight_square(const char *from, ptrdiff_t row, ptrdiff_t col, ptrdiff_t rows, ptrdiff_t columns,
                                vreal block[LANES])
 {
@@ -29,6 +33,7 @@ INLINE void load_weight_square(const char *from, ptrdiff_t row, ptrdiff_t col, p
     }
 }
 
+/* weight (depth, width), with byte strides row and col, becomes panels, one after the other. */
 static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, ptrdiff_t width,
                          void *packed)
 {
@@ -49,7 +54,7 @@ static void pack_weights(const char *weight, ptrdiff_t row, ptrdiff_t col, ptrdi
     }
 }
 
-/* What follows the sum, on one vector of a row: y = act(sum + bias) + residual. */
+/* act(sum + bias) + residual, for one vector of a row, of which `lanes` numbers exist. */
 INLINE vreal finish_vector(const enum sa_activation activation, vreal sum, const real *bias, const real *residual,
                            ptrdiff_t lanes)
 {
@@ -60,7 +65,7 @@ INLINE vreal finish_vector(const enum sa_activation activation, vreal sum, const
     return sum;
 }
 
-/* n <= LANES numbers of y. */
+/* Stores n <= LANES numbers of y, from number `at` on. */
 INLINE void store_result(const struct sa_linear *l, ptrdiff_t at, ptrdiff_t n, vreal v)
 {
     if (TERMS == 2 && (l->y_dtype == SA_BFLOAT16))
@@ -69,7 +74,7 @@ INLINE void store_result(const struct sa_linear *l, ptrdiff_t at, ptrdiff_t n, v
         store_row((char *)((real *)l->y + at), sizeof(real), n, SA_REAL, v);
 }
 
-/* The same on rows row0 .. row1 - 1 and the n columns from `column` on. */
+/* y = act(sum + bias) + residual, for the rows row0 .. row1 - 1 and the n columns from `column` on. sums: rows x lanes. */
 INLINE void finish_rows(const enum sa_activation activation, const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1,
                         ptrdiff_t column, ptrdiff_t n, struct lane_rows sums)
 {
@@ -110,12 +115,14 @@ static void finish(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, pt
     }
 }
 
+/* Bytes of the workspace: pairs of `rows` rows of x, or nothing. */
 static size_t linear_workspace(ptrdiff_t rows, ptrdiff_t depth)
 {
     return TERMS == 2 ? (size_t)(rows * steps(depth)) * sizeof(real) : 0;
 }
 
-/* Rows of x as the products take them: as they lie, or as pairs, which neighbours in bfloat16 are already. */
+/* linear_rows: the rows row0 .. row1 - 1 of x as an operand, rows x steps(depth). Numbers are read where they lie; so are
+ * pairs, if x is bfloat16 already. */
 #ifdef SA_BFLOAT16_KERNELS
 INLINE void pair_rows(const enum sa_dtype dtype, const char *x, ptrdiff_t x_row, ptrdiff_t rows, ptrdiff_t depth,
                       real *to)
@@ -153,7 +160,8 @@ static struct operand linear_rows(const struct sa_linear *l, ptrdiff_t row0, ptr
 }
 #endif
 
-/* Some columns of the rows of a matrix, if there is one. */
+/* The rows of a matrix from `row` on, `columns` columns each, to prefetch; none without a matrix. stride: numbers from row
+ * to row; size: bytes of a number. */
 INLINE struct prefetch_rows part_of_rows(const void *matrix, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t row,
                                          ptrdiff_t column, ptrdiff_t columns)
 {
@@ -162,6 +170,8 @@ INLINE struct prefetch_rows part_of_rows(const void *matrix, ptrdiff_t size, ptr
         .data = (const char *)matrix + (row * stride + column) * size, .row = stride * size, .bytes = columns * size};
 }
 
+/* The rows row0 .. row1 - 1 of y, and the columns of the panels panel0 .. panel1 - 1. Sums wait in `scratch`, rows x lanes
+ * in the L1 cache, for bias, activation and residual. */
 static void linear(const struct sa_linear *l, ptrdiff_t row0, ptrdiff_t row1, ptrdiff_t panel0, ptrdiff_t panel1,
                    void *workspace)
 {

@@ -1,27 +1,26 @@
-/* prefetch.inc.h -- what is prefetched into the second cache while tiles are multiplied. */
+/* prefetch.inc.h -- what is prefetched into the L2 cache while tiles are multiplied. */
 #ifndef SELFATTN_MATMUL_PREFETCH_INC_H
 #define SELFATTN_MATMUL_PREFETCH_INC_H
 
 #include "vector/vector.inc.h"
 
-/* What comes after B, where B is weights, which a few rows read but once, from memory: with every step of the tiles so
- * many bytes of it are prefetched into the second cache. Evenly, and every line: the processor drops what it cannot take,
- * and where some lines are missing its own prefetchers are no help. */
+/* A run of bytes, prefetched evenly: `bytes` bytes with every step of a tile. It follows B, where B is a weight that few
+ * rows read once, from memory. Every cache line is prefetched: the processor's own prefetchers do not fill gaps. */
 struct prefetch_stream {
-    const char *at;
+    const char *at; /* the next byte to prefetch */
     ptrdiff_t bytes;
 };
 
-/* Rows that will be wanted soon: while tiles of A are multiplied, the same rows of these are prefetched into the cache.
- * (The broadcasts walk several short rows at once, which the hardware's prefetchers do not follow.) */
+/* Rows that are read soon. While a tile multiplies its rows of A, the rows of the same number are prefetched. (A tile reads
+ * several short rows at once, which the processor's own prefetchers do not follow.) */
 struct prefetch_rows {
     const char *data;
-    ptrdiff_t row, bytes;  /* from row to row; of one row, 0 if there is nothing to fetch */
-    ptrdiff_t first;       /* row 0 of these is row `first` there; */
-    ptrdiff_t group, head; /* with a group of 2 and more row r is row r / group of head r % group, heads so far apart */
+    ptrdiff_t row, bytes;  /* bytes from row to row; bytes of one row, 0 if there is nothing to prefetch */
+    ptrdiff_t first;       /* row 0 is row `first` of the array at `data` */
+    ptrdiff_t group, head; /* group >= 2: row r is row r / group of head r % group; `head` bytes from head to head */
 };
 
-/* From a row on; nothing stays nothing. */
+/* The same rows, without the first `row`. */
 static struct prefetch_rows prefetch_from(struct prefetch_rows prefetch, ptrdiff_t row)
 {
     prefetch.first += row;
@@ -36,7 +35,7 @@ INLINE void prefetch_row(const char *row, ptrdiff_t bytes)
 
 static __attribute__((noinline)) void prefetch_grouped(const struct prefetch_rows *prefetch, ptrdiff_t first, int rows)
 {
-    __asm__ volatile(""); /* GCC takes a function that does nothing but prefetch for one that does nothing */
+    __asm__ volatile(""); /* keeps GCC from removing a function that only prefetches */
     ptrdiff_t row = first / prefetch->group, head = first % prefetch->group;
     for (int i = 0; i < rows; ++i) {
         prefetch_row(prefetch->data + row * prefetch->row + head * prefetch->head, prefetch->bytes);

@@ -1,11 +1,17 @@
-/* product.inc.h -- products of any number of rows and any depth, made of tiles. */
+/* product.inc.h -- products of any number of rows and any depth, made of tiles.
+ *
+ * The parameters of all functions are those of tile (tile.inc.h), without its limit on rows, and with
+ *
+ *   lanes     (nv * LANES,) factors for TILE_RESCALE; (rows,) factors for TILE_RESCALE_ROWS; (nv * LANES,) maxima, written
+ *             by TILE_MAX and TILE_ADD_MAX; otherwise NULL
+ *   prefetch  NULL, or two sets of rows: with each tile, the rows of the same number are prefetched */
 #ifndef SELFATTN_MATMUL_PRODUCT_INC_H
 #define SELFATTN_MATMUL_PRODUCT_INC_H
 
 #include "matmul/prefetch.inc.h"
 #include "matmul/tile.inc.h"
 
-/* Any number of rows: full tiles, then 4, 2 and 1. */
+/* C (+)= A * B: full tiles, then tiles of 4, 2 and 1 rows. */
 INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
                         const real *b, ptrdiff_t b_stride, struct lane_rows c, real *lanes,
                         const struct prefetch_rows prefetch[2])
@@ -37,7 +43,7 @@ INLINE void multiply_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows,
             vstore(lanes + v * LANES, lane[v]);
 }
 
-/* For nv = 1 .. MAX_NV vectors. */
+/* Calls `function` with the value of the variable nv, 1 .. MAX_NV, as a constant. */
 #define SA_BY_VECTORS(function, ...)                                                                                   \
     if (nv == 1)                                                                                                       \
         function(1, __VA_ARGS__);                                                                                      \
@@ -66,11 +72,10 @@ SA_MULTIPLY(multiply_max, TILE_MAX)
 SA_MULTIPLY(multiply_add_max, TILE_ADD_MAX)
 #undef SA_MULTIPLY
 
-/* ---- of weights that come from prefetches: tiles of every height, and what comes next is prefetched ---- */
+/* ---- B is a weight that is read from memory: tiles of every height, and the following bytes of B are prefetched ---- */
 
-/* With the fewest rows memory is the limit in any case, and of wide panels the processor's prefetchers are faster alone.
- * (A tile less than half as high as these rows has all there are.) Where one tile has all the rows, what comes next is
- * needed at once. */
+/* Products of fewer rows prefetch nothing: memory is the limit, and the processor's own prefetchers follow a wide panel
+ * faster alone. A tile of less than half of MIN_STREAM_ROWS rows is the only one of its product. */
 enum { MIN_STREAM_ROWS = WIDE_VECTORS ? 6 : 1 };
 
 INLINE void partial_tile_nv(const int nv, const enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth, struct operand a,
@@ -96,7 +101,7 @@ INLINE void partial_tile_nv(const int nv, const enum tile_mode mode, ptrdiff_t r
     }
 }
 
-/* A tile that is not full. (By itself: the loop of full tiles is the faster without.) */
+/* A tile that is not full. Not inlined: the loop of full tiles is faster without it. */
 static __attribute__((noinline)) void partial_tile(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdiff_t depth,
                                                    struct operand a, const real *b, ptrdiff_t b_stride,
                                                    struct lane_rows c, struct prefetch_stream *stream)
@@ -108,7 +113,7 @@ static __attribute__((noinline)) void partial_tile(int nv, enum tile_mode mode, 
     }
 }
 
-/* A full tile; or of what is left the half, if a second tile would be of one row or two, which is slow. */
+/* The rows of the next tile: a full tile, or half of the remaining rows, where a last tile of 1 or 2 rows would be slow. */
 INLINE ptrdiff_t streamed_height(ptrdiff_t left, ptrdiff_t full)
 {
     if (left == full || left > full + 2) return full;
@@ -124,7 +129,7 @@ INLINE void multiply_streamed_nv(const int nv, const enum tile_mode mode, ptrdif
         rows > full ? (const char *)(b + depth * b_stride) : (const char *)b + SA_WEIGHT_PREFETCH_BYTES, 0};
     for (ptrdiff_t done = 0, height; done < rows; done += height) {
         height = streamed_height(rows - done, full);
-        stream.bytes = (bytes * height + rows - 1) / rows; /* all of it with all the rows */
+        stream.bytes = (bytes * height + rows - 1) / rows; /* the tiles share the bytes of one step of B */
         if (prefetch) {
             issue_prefetch(&prefetch[0], done, (int)height);
             issue_prefetch(&prefetch[1], done, (int)height);
@@ -149,17 +154,18 @@ static void multiply_streamed(int nv, enum tile_mode mode, ptrdiff_t rows, ptrdi
     }
 }
 
-/* ---- any depth: chains of `chain` terms, added in order ---- */
+/* ---- any depth ---- */
 
-/* C = A * B. With `max`, also each lane's maximum; `far`, if B comes from prefetches, and what follows it is wanted next. */
-INLINE void multiply_long(int nv, int far, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
+/* C = A * B, in chains of `chain` steps, added in order. `max`: NULL, or (nv * LANES,) maxima of the lanes of C, written.
+ * `streamed`: B is read from memory, and the bytes behind it come next. */
+INLINE void multiply_long(int nv, int streamed, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t chain, struct operand a,
                           const real *b, ptrdiff_t b_stride, struct lane_rows c, real *max,
                           const struct prefetch_rows prefetch[2])
 {
     for (ptrdiff_t left = depth; left > 0 || left == depth; left -= chain) {
         ptrdiff_t terms = left < chain ? left : chain;
         int first = left == depth, raise = max && left <= chain;
-        if (far)
+        if (streamed)
             multiply_streamed(nv, first ? TILE_STORE : TILE_ADD, rows, terms, a, b, b_stride, c,
                               first ? prefetch : NULL);
         else if (first)

@@ -1,27 +1,31 @@
-/* tile.inc.h -- the microkernel behind scores, values and linear layers.
+/* tile.inc.h -- the microkernel of scores, values and linear layers.
  *
- *   C[rows x NV vectors] (+)= sum over p < depth, in order, of  A[row, p] * B[p, NV vectors]
+ *   C[rows, nv vectors] (+)= sum over p < depth, in order, of  A[row, p] * B[p, nv vectors]
  *
- * A is broadcast value by value from wherever it lies (any two byte strides, any alignment); B and C are panels:
- * contiguous lanes, a fixed number of floats from one row to the next. Every sum is one chain of fused multiply-adds over
- * p, begun at 0, whatever the tile it falls into: that is the canonical order, and it is why results do not depend on
- * the instruction set, the batch or the thread. Long sums are several chains, added in order: their rounding errors grow
- * with the square root of a chain's length. */
+ * A is broadcast number by number from wherever it lies. B and C are rows of contiguous lanes. Every sum is one chain of
+ * fused multiply-adds over p that begins at 0, in whatever tile it falls. That is the canonical order, and it is why
+ * results do not depend on the instruction set, the batch or the thread. Long sums are several chains, added in order:
+ * their rounding errors grow with the square root of the length of a chain.
+ *
+ * decode_scores.inc.h and decode_values.inc.h hold the second microkernel, for few rows. */
 #ifndef SELFATTN_MATMUL_TILE_INC_H
 #define SELFATTN_MATMUL_TILE_INC_H
 
 #include "matmul/prefetch.inc.h"
 #include "vector/vector.inc.h"
 
-struct operand { /* A */
-    const char *data;
-    ptrdiff_t row, col; /* bytes */
+/* A: rows x depth. */
+struct operand {
+    const char *data;   /* the number at row 0, step 0; any alignment */
+    ptrdiff_t row, col; /* bytes from row to row, and from step to step; any numbers */
 };
-struct lane_rows { /* B or C */
+/* C: rows x lanes. */
+struct lane_rows {
     real *data;
-    ptrdiff_t stride; /* floats from row to row */
+    ptrdiff_t stride; /* numbers from row to row */
 };
 
+/* sums[row][vector] += A * B, and the prefetches of `stream`. Parameters: see tile. */
 INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct operand a, const real *b,
                           ptrdiff_t b_stride, struct prefetch_stream *stream, vreal sums[MAX_TILE_ROWS][MAX_NV])
 {
@@ -47,9 +51,30 @@ INLINE void tile_multiply(const int rows, const int nv, ptrdiff_t depth, struct 
     if (stream) stream->at = at;
 }
 
-/* What happens to the sums: they become C; are added to C; are added to C times a factor for each lane, or for each row; or
- * they become C, or are added to C, and raise the running maximum of each lane. */
-enum tile_mode { TILE_STORE, TILE_ADD, TILE_RESCALE, TILE_RESCALE_ROWS, TILE_MAX, TILE_ADD_MAX };
+/* What becomes of the sums. */
+enum tile_mode {
+    TILE_STORE,        /* C = sum */
+    TILE_ADD,          /* C = C + sum, rounded once more */
+    TILE_RESCALE,      /* C = C * lane[] + sum, in one rounding */
+    TILE_RESCALE_ROWS, /* C = C * factors[row] + sum, in one rounding */
+    TILE_MAX,          /* C = sum, and lane[] = max(lane[], C) */
+    TILE_ADD_MAX       /* C = C + sum, and lane[] = max(lane[], C) */
+};
+
+/* One tile. rows, nv and mode are compile-time constants, so that all sums stay in registers.
+ *
+ *   rows      rows of A and C: 1 to TILE_ROWS(nv). There is no padding: a tile of fewer rows is another tile.
+ *   nv        vectors of lanes of B and C: 1 to MAX_NV. All LANES numbers of a vector are read and written.
+ *   mode      what becomes of the sums; only TILE_STORE and TILE_MAX do not read C
+ *   depth     steps of the sum, >= 0; with 0 the sums are 0. A step is TERMS products.
+ *   a         A: rows x depth. Every number is read once, alone; nothing past the last is read. With TERMS = 2 a number is
+ *             a pair of bfloat16.
+ *   b         B: depth x nv * LANES, contiguous lanes, any alignment; padding lanes must be readable
+ *   b_stride  numbers from step to step of B
+ *   c         C: rows x nv * LANES, contiguous lanes, any alignment; padding lanes must be writable
+ *   lane      (nv,) vectors, read by TILE_RESCALE, raised by TILE_MAX and TILE_ADD_MAX; otherwise unused, may be NULL
+ *   factors   (rows,) numbers for TILE_RESCALE_ROWS; otherwise unused, may be NULL
+ *   stream    NULL, or what to prefetch meanwhile: stream->bytes bytes with each step; stream->at moves on */
 
 INLINE void tile(const int rows, const int nv, const enum tile_mode mode, ptrdiff_t depth, struct operand a,
                  const real *b, ptrdiff_t b_stride, struct lane_rows c, vreal lane[MAX_NV], const real *factors,

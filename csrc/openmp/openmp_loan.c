@@ -56,7 +56,7 @@ static bool is_new_openmp(const struct dl_phdr_info *object)
     return known.found < MAX_LIBRARIES;
 }
 
-static int note(struct dl_phdr_info *object, size_t size, void *loads)
+static int add_library(struct dl_phdr_info *object, size_t size, void *loads)
 {
     (void)size;
     if (object->dlpi_adds == known.loads) return 1; /* nothing new since */
@@ -92,7 +92,7 @@ static void search(void)
     if (pthread_mutex_trylock(&known.lock)) return; /* another thread looks */
     unsigned long long loads = known.loads;
     int first = known.found;
-    dl_iterate_phdr(note, &loads);
+    dl_iterate_phdr(add_library, &loads);
     known.loads = loads;
     int last = known.found;
     pthread_mutex_unlock(&known.lock);

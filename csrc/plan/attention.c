@@ -1,11 +1,12 @@
-/* attention.c -- attention over all its tasks: which task a task computes, and how many threads are worth
- * waking. No arithmetic here. */
+/* attention.c -- attention over all its tasks, and the number of threads that are worth waking. No arithmetic here. */
 #include "plan/attention_tasks.h"
 
 #include <stdlib.h>
 
-/* Panels that need their keys and values staged share them: a task is then several, where enough are left for the
- * threads. Bits do not depend on it. */
+_Static_assert((SA_SHARED_PANELS & (SA_SHARED_PANELS - 1)) == 0, "doubling the rows of a task ends at the limit");
+
+/* The rows of a task. Panels that gather keys and values share the copy: a task has up to SA_SHARED_PANELS times as many
+ * rows, as long as the threads have enough tasks. Bits do not depend on it. */
 static ptrdiff_t rows_to_share(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     ptrdiff_t rows = SA_TASK_ROWS, heads = a->items * a->num_kv_heads;
@@ -16,12 +17,12 @@ static ptrdiff_t rows_to_share(const struct sa_kernels *kernels, const struct sa
     return rows;
 }
 
-/* The last tasks of all, where they are fewer than the threads: each span of theirs is a task of its own. */
+/* The last tasks of a call, where they are fewer than the threads: each of their spans is a task of its own. */
 struct split {
     ptrdiff_t first_task, tasks;
-    ptrdiff_t first_key, spans; /* that some of them may see */
-    size_t bytes;               /* of what is kept of a span */
-    char *states;               /* tasks x spans */
+    ptrdiff_t first_key, spans; /* all that the rows of the tasks may see, together */
+    size_t bytes;               /* of the kept states of one span */
+    char *states;               /* tasks x spans, `bytes` each */
 };
 
 struct attention_job {
@@ -30,14 +31,15 @@ struct attention_job {
     struct sa_attention_tasks tasks;
     struct split split;  /* forward */
     ptrdiff_t spans;     /* of the keys of one item */
-    ptrdiff_t next_task; /* so many further on is what a thread is likely to compute next */
+    ptrdiff_t next_task; /* the likely next task of a thread is so many further on */
     size_t workspace;
     int (*compute)(const struct sa_attention *, const struct sa_attention_task *, void *); /* forward */
 };
 
 /* ---- forward ---- */
 
-/* None where there is one span to see, or no memory: a task may always be done as a whole. The caller frees states. */
+/* Splits nothing where there is one span to see, or no memory: a task may always be done as a whole. The caller frees
+ * states. */
 static struct split split_tasks(const struct attention_job *job, int num_threads)
 {
     const struct sa_attention *a = job->args;
@@ -59,9 +61,9 @@ static struct split split_tasks(const struct attention_job *job, int num_threads
     return s;
 }
 
-/* Are there many queries and outputs, in rows of their own? From the caches they are there in time; from memory the next
- * task's are to be fetched: a row with each row or dimension of the outputs, of which there must be enough. */
-static int fetches_next(const struct sa_attention *a)
+/* Does a task prefetch the queries and outputs of the next task? Worth while where they come from memory, that is beyond
+ * SA_PREFETCH_NEXT_NUMBERS. One row is prefetched with each row or dimension of the outputs: there must be enough. */
+static int prefetches_next_task(const struct sa_attention *a)
 {
     double queries = a->cu_seqlens_q ? (double)(a->cu_seqlens_q[a->items] - a->cu_seqlens_q[0])
                                      : (double)a->items * (double)a->q_len;
@@ -69,13 +71,14 @@ static int fetches_next(const struct sa_attention *a)
            queries * (double)a->num_heads * (double)(a->head_dim + a->value_dim) > SA_PREFETCH_NEXT_NUMBERS;
 }
 
-/* Shares need many tasks for each thread, as tasks differ under a mask. And of many keys and values each is read by all
- * threads at about the same time, if they take turns. */
-static int takes_turns(const struct attention_job *job, int num_threads)
+/* Do tasks begin in the order of their index, rather than in shares? Shares need many tasks for each thread, because masks
+ * make tasks unequal. And in order, all threads read the same keys and values at about the same time. */
+static int runs_in_order(const struct attention_job *job, int num_threads)
 {
     return job->tasks.count < SA_TASKS_PER_THREAD * (ptrdiff_t)num_threads || sa_keys_exceed_cache(job->args);
 }
 
+/* One whole task, or one span of a split task. */
 static int attention_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;
@@ -106,18 +109,18 @@ static int merge_task(void *context, ptrdiff_t index)
 
 static int run_tasks(struct attention_job *job, int forward, int num_threads)
 {
-    int turns = takes_turns(job, num_threads);
-    job->next_task = !forward || !fetches_next(job->args) ? PTRDIFF_MAX : turns ? num_threads : 1;
+    int in_order = runs_in_order(job, num_threads);
+    job->next_task = !forward || !prefetches_next_task(job->args) ? PTRDIFF_MAX : in_order ? num_threads : 1;
     job->split = forward ? split_tasks(job, num_threads) : (struct split){.first_task = job->tasks.count};
     const struct split *s = &job->split;
-    int (*run)(ptrdiff_t, sa_task_function, void *, int) = turns ? sa_parallel_in_turns : sa_parallel_for;
+    int (*run)(ptrdiff_t, sa_task_function, void *, int) = in_order ? sa_parallel_in_order : sa_parallel_for;
     int status = run(s->first_task + s->tasks * s->spans, attention_task, job, num_threads);
     if (!status && s->tasks) status = sa_parallel_for(s->tasks, merge_task, job, num_threads);
     free(s->states);
     return status;
 }
 
-/* The columns of one span of keys: all the queries' rows, one task after the other. */
+/* The column sums of one span of keys: the rows of all queries, one task after the other. */
 static int column_sums_task(void *context, ptrdiff_t index)
 {
     const struct attention_job *job = context;

@@ -11,20 +11,24 @@ struct backward_job {
     size_t workspace;
 };
 
-enum part { OWN_ROWS, KEYS, BOTH }; /* of the gradients: the queries' and their heads'; the keys' and values' */
+enum part {
+    ROW_GRADIENTS,
+    KEY_GRADIENTS,
+    ALL_GRADIENTS
+}; /* of queries, sinks and slopes; of keys and values; of all */
 enum { ALL_KEYS = -1 };
 
-/* A task's part in the gradients. */
+/* The gradients that `part` names, of one task and one span of keys, or all keys. */
 static int run_backward(const struct backward_job *job, struct sa_attention_task t, enum part part, ptrdiff_t span,
                         void *workspace)
 {
-    if (part == OWN_ROWS) t.grad_key = t.grad_value = NULL;
-    if (part == KEYS) t.grad_query = t.grad_sinks = t.grad_alibi = NULL;
+    if (part == ROW_GRADIENTS) t.grad_key = t.grad_value = NULL;
+    if (part == KEY_GRADIENTS) t.grad_query = t.grad_sinks = t.grad_alibi = NULL;
     ptrdiff_t first = span == ALL_KEYS ? 0 : span * SA_KEY_SPAN, last = first + SA_KEY_SPAN;
     return job->kernels->attention_backward(job->args, &t, first, span == ALL_KEYS ? PTRDIFF_MAX : last, workspace);
 }
 
-/* All tasks of a head, in order. */
+/* All tasks of a key head, in order. */
 static int backward_head(const struct backward_job *job, ptrdiff_t head_index, enum part part, ptrdiff_t span)
 {
     const struct sa_attention *a = job->args;
@@ -42,13 +46,13 @@ static int backward_head(const struct backward_job *job, ptrdiff_t head_index, e
 
 static int backward_head_task(void *context, ptrdiff_t index)
 {
-    return backward_head(context, index, BOTH, ALL_KEYS);
+    return backward_head(context, index, ALL_GRADIENTS, ALL_KEYS);
 }
 
 static int backward_keys_task(void *context, ptrdiff_t index)
 {
     const struct backward_job *job = context;
-    return backward_head(job, index / job->spans, KEYS, index % job->spans);
+    return backward_head(job, index / job->spans, KEY_GRADIENTS, index % job->spans);
 }
 
 static int backward_rows_task(void *context, ptrdiff_t index)
@@ -56,11 +60,11 @@ static int backward_rows_task(void *context, ptrdiff_t index)
     const struct backward_job *job = context;
     void *workspace = sa_workspace(job->workspace);
     if (!workspace) return SA_NO_MEMORY;
-    return run_backward(job, sa_attention_task_at(job->args, &job->tasks, index), OWN_ROWS, ALL_KEYS, workspace);
+    return run_backward(job, sa_attention_task_at(job->args, &job->tasks, index), ROW_GRADIENTS, ALL_KEYS, workspace);
 }
 
-/* Is the item the one of this number among those that have a bias of their own? */
-static int own_item(const struct sa_attention *a, const struct sa_array *bias, ptrdiff_t item, ptrdiff_t number)
+/* Does the item have the bias of this number? Biases are numbered over the leading dimensions that are not broadcast. */
+static int has_same_bias(const struct sa_attention *a, const struct sa_array *bias, ptrdiff_t item, ptrdiff_t number)
 {
     for (int d = a->num_leading - 1; d >= 0; --d) {
         if (bias->leading[d]) {
@@ -72,40 +76,42 @@ static int own_item(const struct sa_attention *a, const struct sa_array *bias, p
     return 1;
 }
 
-/* Does every row of the bias belong to one task? Not where all heads have the same one and a query's heads, a group,
- * lie in two tasks. */
-static int own_rows(const struct sa_attention *a, const struct sa_array *bias)
+/* Does every row of the bias belong to one task? Not where all heads have the same bias, and the group of a query may lie
+ * in two tasks. */
+static int rows_have_one_task(const struct sa_attention *a, const struct sa_array *bias)
 {
     return bias->row && (bias->head || SA_TASK_ROWS % sa_group(a) == 0);
 }
 
-/* One task for each of the bias' own dimensions; what it is broadcast over is summed in order within the task. */
+/* One task for each item, key head and 64 rows of the bias that are not broadcast. The task sums over the broadcast
+ * dimensions in order. */
 static int backward_bias_task(void *context, ptrdiff_t index)
 {
     const struct backward_job *job = context;
     const struct sa_attention *a = job->args;
     const struct sa_array *bias = &a->grad_bias;
     ptrdiff_t tasks = job->tasks.per_head; /* packed batches have no such gradient */
-    ptrdiff_t own_task = own_rows(a, bias) ? index % tasks : -1, rest = own_task < 0 ? index : index / tasks;
-    ptrdiff_t own_head = bias->head ? rest % a->num_kv_heads : -1;
-    rest = bias->head ? rest / a->num_kv_heads : rest;
+    ptrdiff_t fixed_task = rows_have_one_task(a, bias) ? index % tasks : -1,
+              remainder = fixed_task < 0 ? index : index / tasks;
+    ptrdiff_t fixed_head = bias->head ? remainder % a->num_kv_heads : -1;
+    remainder = bias->head ? remainder / a->num_kv_heads : remainder;
     void *workspace = sa_workspace(job->workspace);
     int status = workspace ? SA_OK : SA_NO_MEMORY;
     for (ptrdiff_t item = 0; item < a->items; ++item) {
-        if (!own_item(a, bias, item, rest)) continue;
+        if (!has_same_bias(a, bias, item, remainder)) continue;
         for (ptrdiff_t head = 0; head < a->num_kv_heads; ++head)
             for (ptrdiff_t task = 0; task < tasks && !status; ++task) {
-                if ((own_head >= 0 && head != own_head) || (own_task >= 0 && task != own_task)) continue;
+                if ((fixed_head >= 0 && head != fixed_head) || (fixed_task >= 0 && task != fixed_task)) continue;
                 struct sa_attention_task t = sa_attention_task_of(a, item, head, task, SA_TASK_ROWS);
                 t.grad_query = t.grad_key = t.grad_value = t.grad_sinks = t.grad_alibi = NULL;
                 t.grad_bias = sa_item_head(a, bias, item, head * sa_group(a));
-                status = run_backward(job, t, OWN_ROWS, ALL_KEYS, workspace);
+                status = run_backward(job, t, ROW_GRADIENTS, ALL_KEYS, workspace);
             }
     }
     return status;
 }
 
-/* One task for each key head: its group's part of the relative bias, summed over all items and tasks in order. */
+/* The relative bias of one key head's group: the sum over all items and tasks, in order. */
 static int backward_relative_task(void *context, ptrdiff_t kv_head)
 {
     const struct backward_job *job = context;
@@ -119,7 +125,7 @@ static int backward_relative_task(void *context, ptrdiff_t kv_head)
             if (t.rows <= 0) break;
             t.grad_query = t.grad_key = t.grad_value = t.grad_sinks = t.grad_alibi = NULL;
             t.grad_relative_bias = grad;
-            status = run_backward(job, t, OWN_ROWS, ALL_KEYS, workspace);
+            status = run_backward(job, t, ROW_GRADIENTS, ALL_KEYS, workspace);
         }
     return status;
 }
@@ -130,12 +136,12 @@ static ptrdiff_t bias_tasks(const struct sa_attention *a)
     for (int d = 0; d < a->num_leading; ++d)
         if (a->grad_bias.leading[d]) tasks *= a->leading_shape[d];
     if (a->grad_bias.head) tasks *= a->num_kv_heads;
-    if (own_rows(a, &a->grad_bias)) tasks *= sa_attention_tasks_of(a, a->q_len, SA_TASK_ROWS);
+    if (rows_have_one_task(a, &a->grad_bias)) tasks *= sa_attention_tasks_of(a, a->q_len, SA_TASK_ROWS);
     return tasks;
 }
 
-/* Head by head, each task's five products at once; or, where there are too few heads for the threads, the rows' gradients
- * first and then the keys', at seven products in all. The sums are the same to the last bit. */
+/* Either head by head, five products for each task. Or, with too few heads for the threads, first the gradients of rows,
+ * then those of keys: seven products in all. The sums are the same to the last bit. */
 int sa_attention_backward_run(const struct sa_kernels *kernels, const struct sa_attention *a, int num_threads)
 {
     if (a->dtype == SA_FLOAT64) kernels = kernels->float64;

@@ -1,8 +1,9 @@
-/* attention_tasks.c -- the tasks of a call: the pieces of the arrays that a task of attention, or of its gradients, works on. */
+/* attention_tasks.c -- the tasks of a call of attention, and the pieces of its arrays that belong to each. */
 #include "plan/attention_tasks.h"
 
 #include <stdlib.h>
 
+/* Bytes from the first item to an item of a dense array. */
 static ptrdiff_t leading_offset(const struct sa_attention *a, const struct sa_array *array, ptrdiff_t item)
 {
     ptrdiff_t offset = 0;
@@ -23,7 +24,7 @@ static void move_rows(char **data, const struct sa_array *array, ptrdiff_t rows)
     if (*data) *data += rows * array->row;
 }
 
-/* Packed: there are no leading dimensions, an item is a range of rows. Returns how many keys it has. */
+/* Packed: there are no leading dimensions, an item is a range of rows. Returns the number of its keys. */
 static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct sa_attention_task *t)
 {
     ptrdiff_t query = (ptrdiff_t)a->cu_seqlens_q[item], key = (ptrdiff_t)a->cu_seqlens_kv[item];
@@ -44,7 +45,6 @@ static ptrdiff_t take_rows(const struct sa_attention *a, ptrdiff_t item, struct 
     return (ptrdiff_t)a->cu_seqlens_kv[item + 1] - key;
 }
 
-/* The index-th of tasks of so many rows. */
 struct sa_attention_task sa_attention_task_of(const struct sa_attention *a, ptrdiff_t item, ptrdiff_t kv_head,
                                               ptrdiff_t index, ptrdiff_t rows)
 {
@@ -78,7 +78,7 @@ struct sa_attention_task sa_attention_task_of(const struct sa_attention *a, ptrd
     };
     ptrdiff_t kv_len = a->cu_seqlens_q ? take_rows(a, item, &t) : a->kv_len;
     t.valid_keys = a->kv_lengths ? (ptrdiff_t)a->kv_lengths[item / a->items_per_length] : kv_len;
-    /* The last query stands at the last key: of all, or of the valid ones where that is asked for by name. */
+    /* The last query has the position of the last key; with SA_CAUSAL_BOTTOM_RIGHT or pages, of the last valid key. */
     if (a->options.causal == SA_CAUSAL_BOTTOM_RIGHT || a->block_table) kv_len = t.valid_keys;
     t.position0 = a->options.causal == SA_CAUSAL_TOP_LEFT ? 0 : kv_len - t.q_len;
     t.rows = smaller(t.q_len * group - t.row0, rows);
@@ -96,7 +96,7 @@ int sa_plan_attention_tasks(const struct sa_attention *a, ptrdiff_t rows, struct
     *tasks = (struct sa_attention_tasks){rows, per_head * a->items * a->num_kv_heads, per_head, NULL,
                                          (double)a->items * (double)a->q_len * (double)a->kv_len};
     if (!a->cu_seqlens_q) return SA_OK;
-    tasks->count = 0, tasks->scores = 0.0; /* sequences differ in length, and so in the number of their tasks */
+    tasks->count = 0, tasks->scores = 0.0; /* sequences of different length have different numbers of tasks */
     tasks->first = malloc((size_t)(a->items + 1) * sizeof *tasks->first);
     if (!tasks->first) return SA_NO_MEMORY;
     for (ptrdiff_t i = 0; i < a->items; ++i) {
@@ -123,23 +123,24 @@ static ptrdiff_t packed_item(const struct sa_attention *a, const struct sa_atten
     return low;
 }
 
-/* Tiles go head by head, so that keys and values stay in the cache, and begin with a head's last: under a causal mask
- * that is the one with the most keys, and what remains at the very end is short. */
+/* Tasks go head by head, so that keys and values stay in the cache. A head begins with its last task: under a causal mask
+ * that is the one with the most keys, and the tasks at the very end are short. */
 struct sa_attention_task sa_attention_task_at(const struct sa_attention *a, const struct sa_attention_tasks *tasks,
                                               ptrdiff_t index)
 {
-    ptrdiff_t item, rest, per_head = tasks->per_head;
+    ptrdiff_t item, remainder, per_head = tasks->per_head;
     if (tasks->first) {
         item = packed_item(a, tasks, index);
-        rest = index - tasks->first[item];
+        remainder = index - tasks->first[item];
         per_head = (tasks->first[item + 1] - tasks->first[item]) / a->num_kv_heads;
     } else {
         item = index / (per_head * a->num_kv_heads);
-        rest = index % (per_head * a->num_kv_heads);
+        remainder = index % (per_head * a->num_kv_heads);
     }
-    ptrdiff_t begun = rest % per_head; /* of the head, before */
-    struct sa_attention_task t = sa_attention_task_of(a, item, rest / per_head, per_head - 1 - begun, tasks->rows);
-    t.first = begun == 0;
+    ptrdiff_t position = remainder % per_head; /* among the tasks of the head */
+    struct sa_attention_task t =
+        sa_attention_task_of(a, item, remainder / per_head, per_head - 1 - position, tasks->rows);
+    t.first = position == 0;
     return t;
 }
 

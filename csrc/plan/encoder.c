@@ -4,7 +4,9 @@
 
 #include <stdlib.h>
 
-/* ---- the format of what products read ---- */
+_Static_assert(SA_ROW_BLOCK % SA_ROW_BLOCK_MULTIPLE == 0, "rounded up, a row block still fits into its scratch");
+
+/* ---- dtypes of activations ---- */
 
 static ptrdiff_t dtype_bytes(enum sa_dtype dtype)
 {
@@ -16,14 +18,14 @@ static enum sa_dtype operand_dtype(const struct sa_encoder *e)
     return sa_formats[e->products->format].operand;
 }
 
-/* Queries and keys that are normed or turned stay float32 until attention rounds them. */
+/* Queries and keys that are normed or rotated stay float32; attention rounds them. */
 static enum sa_dtype qkv_dtype(const struct sa_encoder *e, const struct sa_layer *layer)
 {
     int changed = layer->rotary_table >= 0 || layer->query_norm.weight || layer->key_norm.weight;
     return changed ? SA_FLOAT32 : operand_dtype(e);
 }
 
-/* Between the two matrices of the feed-forward network: a gate works in float32. */
+/* Between the two matrices of the feed-forward network; a gate computes in float32. */
 static enum sa_dtype hidden_dtype(const struct sa_encoder *e, const struct sa_layer *layer)
 {
     return layer->gated ? SA_FLOAT32 : operand_dtype(e);
@@ -31,7 +33,7 @@ static enum sa_dtype hidden_dtype(const struct sa_encoder *e, const struct sa_la
 
 /* ---- memory ---- */
 
-/* Buffers one after the other, in whole cache lines. Without a base they have no address, and only their size is counted. */
+/* Buffers one after the other, in whole cache lines. Without a base a buffer has no address, and only the size is counted. */
 struct carving {
     char *base;
     ptrdiff_t used; /* bytes */
@@ -49,7 +51,7 @@ static ptrdiff_t larger(ptrdiff_t a, ptrdiff_t b)
     return a > b ? a : b;
 }
 
-/* The bytes of a row, in the layer that needs most. */
+/* Bytes of a row of each buffer, in the layer that needs the most. */
 struct row_bytes {
     ptrdiff_t qkv, context, hidden, gated;
     int positions;
@@ -57,17 +59,17 @@ struct row_bytes {
 
 static struct row_bytes row_bytes_of(const struct sa_encoder *e)
 {
-    struct row_bytes most = {0};
+    struct row_bytes bytes = {0};
     for (ptrdiff_t i = 0; i < e->num_layers; ++i) {
         const struct sa_layer *layer = &e->layers[i];
         ptrdiff_t size = dtype_bytes(qkv_dtype(e, layer));
-        most.qkv = larger(most.qkv, layer->qkv.weight.width * size);
-        most.context = larger(most.context, layer->output.weight.depth * size);
-        most.hidden = larger(most.hidden, layer->up.weight.width * dtype_bytes(hidden_dtype(e, layer)));
-        if (layer->gated) most.gated = larger(most.gated, layer->down.weight.depth * (ptrdiff_t)sizeof(float));
-        most.positions |= layer->rotary_table >= 0;
+        bytes.qkv = larger(bytes.qkv, layer->qkv.weight.width * size);
+        bytes.context = larger(bytes.context, layer->output.weight.depth * size);
+        bytes.hidden = larger(bytes.hidden, layer->up.weight.width * dtype_bytes(hidden_dtype(e, layer)));
+        if (layer->gated) bytes.gated = larger(bytes.gated, layer->down.weight.depth * (ptrdiff_t)sizeof(float));
+        bytes.positions |= layer->rotary_table >= 0;
     }
-    return most;
+    return bytes;
 }
 
 static void carve_rows(const struct sa_encoder *e, const struct row_bytes *bytes, struct carving *c, ptrdiff_t rows,
@@ -78,13 +80,13 @@ static void carve_rows(const struct sa_encoder *e, const struct row_bytes *bytes
     r->gated = (float *)carve(c, rows * bytes->gated);
 }
 
-/* Few rows for each thread: threads share the columns of every step. */
+/* Do threads share the columns of every step? They do with few rows for each thread. */
 static int shares_columns(ptrdiff_t rows, int num_threads)
 {
     return num_threads > 1 && rows < SA_ROW_BLOCK_LEAST * (ptrdiff_t)num_threads;
 }
 
-/* The activations of a micro-batch of so many tokens and sequences, and behind them the scratch of its row blocks. */
+/* The activations of a micro-batch, and behind them the buffers of its row blocks. */
 static void carve_micro_batch(const struct sa_encoder *e, struct carving *c, ptrdiff_t tokens, ptrdiff_t sequences,
                               struct sa_micro_batch *b, int64_t **cu_seqlens)
 {
@@ -104,7 +106,7 @@ static void carve_micro_batch(const struct sa_encoder *e, struct carving *c, ptr
 
 /* ---- the run ---- */
 
-/* The sequences first .. end - 1 are as many as a micro-batch holds, or one long sequence. */
+/* Returns the end of the sequences from `first` on that fit into a micro-batch, at least one. */
 static ptrdiff_t micro_batch_end(const int64_t *cu_seqlens, ptrdiff_t first, ptrdiff_t sequences, int num_threads)
 {
     ptrdiff_t end = first + 1;
@@ -198,7 +200,8 @@ struct rows_job {
     ptrdiff_t rows_per_task;
 };
 
-static int run_block(const struct rows_job *job, ptrdiff_t first, ptrdiff_t count, ptrdiff_t room, int slot,
+/* One block of rows; block_rows is the most that its buffers hold. */
+static int run_block(const struct rows_job *job, ptrdiff_t first, ptrdiff_t count, ptrdiff_t block_rows, int slot,
                      int num_threads)
 {
     const struct sa_micro_batch *b = job->batch;
@@ -206,7 +209,7 @@ static int run_block(const struct rows_job *job, ptrdiff_t first, ptrdiff_t coun
     struct carving carving = {b->scratch, 0};
     struct sa_rows r;
     for (int i = 0; i <= slot; ++i)
-        carve_rows(b->encoder, &bytes, &carving, room, &r);
+        carve_rows(b->encoder, &bytes, &carving, block_rows, &r);
     r.batch = b;
     r.first = first;
     r.count = count;
@@ -242,7 +245,8 @@ int sa_micro_batch_rows(const struct sa_micro_batch *b, const struct sa_layer *d
 {
     struct rows_job job = {b, done, next, between, 0};
     if (shares_columns(b->tokens, b->num_threads)) return run_block(&job, 0, b->tokens, b->tokens, 0, b->num_threads);
-    ptrdiff_t tasks = b->num_threads * task_count(b->tokens, b->num_threads * SA_ROW_BLOCK); /* all end together */
+    ptrdiff_t tasks =
+        b->num_threads * task_count(b->tokens, b->num_threads * SA_ROW_BLOCK); /* so that the threads end together */
     job.rows_per_task = task_count(task_count(b->tokens, tasks), SA_ROW_BLOCK_MULTIPLE) * SA_ROW_BLOCK_MULTIPLE;
     return sa_parallel_for(task_count(b->tokens, job.rows_per_task), block_task, &job,
                            worthwhile_threads(multiply_adds(&job), b->num_threads));
@@ -300,7 +304,7 @@ static void dense(struct sa_rows *r, const struct sa_dense *d, enum sa_activatio
     r->status = sa_linear_run(r->batch->encoder->products, &args, r->num_threads);
 }
 
-/* Heads side by side in the rows of query | key | value. */
+/* Norms heads in place. They lie side by side in rows of `stride` numbers, heads_width numbers in all. */
 static void norm_heads(struct sa_rows *r, const struct sa_norm_weights *n, ptrdiff_t heads_width, ptrdiff_t stride,
                        float *x)
 {
@@ -318,7 +322,7 @@ static void norm_heads(struct sa_rows *r, const struct sa_norm_weights *n, ptrdi
     r->status = sa_norm_run(r->batch->encoder->kernels, &args, r->num_threads);
 }
 
-static void turn_heads(struct sa_rows *r, const struct sa_layer *layer, ptrdiff_t num_heads, float *x)
+static void rotate_heads(struct sa_rows *r, const struct sa_layer *layer, ptrdiff_t num_heads, float *x)
 {
     if (r->status || layer->rotary_table < 0) return;
     const struct sa_rotary_table *table = &r->batch->tables[layer->rotary_table];
@@ -343,11 +347,11 @@ void sa_rows_project(struct sa_rows *r, const struct sa_layer *layer, const floa
     const ptrdiff_t queries = layer->num_heads * layer->head_dim, keys = layer->num_kv_heads * layer->head_dim;
     char *qkv = r->batch->qkv + r->first * width * dtype_bytes(dtype);
     dense(r, &layer->qkv, SA_IDENTITY, x, SA_FLOAT32, NULL, qkv, dtype);
-    if (dtype != SA_FLOAT32) return; /* neither normed nor turned */
+    if (dtype != SA_FLOAT32) return; /* bfloat16 rows are neither normed nor rotated */
     norm_heads(r, &layer->query_norm, queries, width, (float *)qkv);
     norm_heads(r, &layer->key_norm, keys, width, (float *)qkv + queries);
-    turn_heads(r, layer, layer->num_heads, (float *)qkv);
-    turn_heads(r, layer, layer->num_kv_heads, (float *)qkv + queries);
+    rotate_heads(r, layer, layer->num_heads, (float *)qkv);
+    rotate_heads(r, layer, layer->num_kv_heads, (float *)qkv + queries);
 }
 
 void sa_rows_output(struct sa_rows *r, const struct sa_layer *layer, const float *residual, float *y)

@@ -1,10 +1,10 @@
-/* encoder.h -- a stack of encoder layers over packed tokens: what a layer is, and the steps that it is made of.
+/* encoder.h -- a stack of encoder layers over packed tokens: the layer, and the steps that it is made of.
  *
- * The order of the steps, which is the mathematics, is the caller's: selfattn/_native/encoder.pyx. What is here: memory
- * is carved into activations, rows are cut into blocks, and threads are found for them.
+ * The order of the steps, which is the mathematics, belongs to the caller: selfattn/_native/encoder.pyx. This file and
+ * encoder.c carve memory into activations, cut rows into blocks, and find threads for them.
  *
- * Whole sequences go through all layers together, as many as a micro-batch holds. Attention needs all their rows at once;
- * between two attentions, each thread carries a block of rows all the way, so that it stays in the cache of its core. */
+ * Whole sequences go through all layers together, as many as a micro-batch holds. Attention needs all rows at once.
+ * Between two attentions, each thread carries a block of rows all the way, so that it stays in the cache of its core. */
 #ifndef SELFATTN_PLAN_ENCODER_H
 #define SELFATTN_PLAN_ENCODER_H
 
@@ -22,7 +22,7 @@ struct sa_norm_weights {
     ptrdiff_t width;
 };
 
-/* The angles of positions: (positions, pairs) each. */
+/* Cosines and sines of positions: (positions, pairs) each. */
 struct sa_rotary_table {
     const float *cosines, *sines;
 };
@@ -30,17 +30,18 @@ struct sa_rotary_table {
 struct sa_layer {
     ptrdiff_t num_heads, num_kv_heads, head_dim, value_dim;
     struct sa_attention_options attention;
-    struct sa_dense qkv, output, up, down;       /* query | key | value; with a gate, up is gate | up */
-    struct sa_norm_weights query_norm, key_norm; /* of each head, or of all heads of a row together */
+    struct sa_dense qkv, output, up, down; /* qkv: query | key | value; up: with a gate, gate | up */
+    struct sa_norm_weights query_norm,
+        key_norm; /* of each head, or of all heads of a row together: their width tells */
     struct sa_norm_weights attention_norm, attention_post_norm, feed_forward_norm, feed_forward_post_norm;
-    ptrdiff_t rotary_table; /* which one turns queries and keys; -1 for none */
+    ptrdiff_t rotary_table; /* index of the table that rotates queries and keys; -1: none */
     ptrdiff_t rotary_pairs;
     int rotary_interleaved;
     int norm_first, gated;
     enum sa_activation activation;
 };
 
-/* Where products are in a narrower format, what only they read is kept in it. */
+/* With products of a narrower format, activations that only products read are kept in that format. */
 struct sa_encoder {
     const struct sa_kernels *kernels, *products; /* products: of the linear layers */
     struct sa_layer *layers;
@@ -50,14 +51,14 @@ struct sa_encoder {
 /* Whole sequences on their way through all layers. */
 struct sa_micro_batch {
     const struct sa_encoder *encoder;
-    float *x;                  /* (tokens, d_model): what goes in, and in the end what comes out */
+    float *x;                  /* (tokens, d_model): the input, and in the end the output */
     char *qkv;                 /* (tokens, query | key | value) */
     char *context;             /* (tokens, num_heads * value_dim) */
-    int32_t *positions;        /* (tokens,): of a token in its sequence; NULL where no layer asks */
+    int32_t *positions;        /* (tokens,): position of a token in its sequence; NULL if no layer needs it */
     const int64_t *cu_seqlens; /* (sequences + 1,), from 0 */
     ptrdiff_t sequences, tokens;
     const struct sa_rotary_table *tables;
-    char *scratch; /* of the row blocks */
+    char *scratch; /* buffers of the row blocks */
     int num_threads;
 };
 
@@ -75,7 +76,7 @@ struct sa_rows {
 
 /* ---- the run ---- */
 
-/* Calls the layer loop for each micro-batch of x (tokens, d_model), whose rows it changes in place. */
+/* Calls the layer loop for each micro-batch of x (tokens, d_model). The loop changes x in place. */
 typedef int (*sa_layer_loop)(const struct sa_micro_batch *, ptrdiff_t first_layer, ptrdiff_t end_layer);
 int sa_encoder_run(const struct sa_encoder *, float *x, const int64_t *cu_seqlens, ptrdiff_t sequences,
                    const struct sa_rotary_table *, sa_layer_loop, ptrdiff_t first_layer, ptrdiff_t end_layer,
@@ -84,7 +85,7 @@ int sa_encoder_run(const struct sa_encoder *, float *x, const int64_t *cu_seqlen
 /* query | key | value -> context, over all rows of the micro-batch. */
 int sa_micro_batch_attend(const struct sa_micro_batch *, const struct sa_layer *);
 
-/* Calls `between` for each block of rows: they leave the attention of `done`, and go on to that of `next` (NULL: none). */
+/* Calls `between` for each block of rows, between the attention of layer `done` and that of layer `next` (NULL: none). */
 typedef void (*sa_between_attentions)(struct sa_rows *, const struct sa_layer *done, const struct sa_layer *next);
 int sa_micro_batch_rows(const struct sa_micro_batch *, const struct sa_layer *done, const struct sa_layer *next,
                         sa_between_attentions);
@@ -97,7 +98,7 @@ void sa_rows_norm(struct sa_rows *, const struct sa_norm_weights *, const float 
 /* norm(x) in the spare rows; without a norm, x. */
 const float *sa_rows_normed(struct sa_rows *, const struct sa_norm_weights *, const float *x);
 
-/* query | key | value = x W + b; then queries and keys are normed, and turned to their positions. */
+/* query | key | value = x W + b; then queries and keys are normed, and rotated by their positions. */
 void sa_rows_project(struct sa_rows *, const struct sa_layer *, const float *x);
 
 /* y = context W + b + residual; y may be the residual. */

@@ -1,4 +1,4 @@
-/* linear.c -- linear layers over all their tasks: which piece of the arrays a task computes. No arithmetic. */
+/* linear.c -- linear layers and the packing of their weights, over all tasks. No arithmetic here. */
 #include "plan/tasks.h"
 
 struct linear_job {
@@ -28,8 +28,9 @@ int sa_linear_run(const struct sa_kernels *kernels, const struct sa_linear *l, i
     if (blocks == 0 || panels == 0) return SA_OK;
     num_threads = worthwhile_threads((double)l->rows * (double)l->weight.depth * (double)l->weight.width, num_threads);
     double panel = (double)SA_LINEAR_ROWS * (double)kernels->panel_width * (double)(l->weight.depth + 1);
-    ptrdiff_t wanted = num_threads > 1 ? task_count(16 * num_threads, blocks) : 1; /* many, to end together */
-    ptrdiff_t per_task = smaller(task_count(panels, wanted), 1 + (ptrdiff_t)(SA_TASK_MULTIPLY_ADDS / panel));
+    ptrdiff_t target = num_threads > 1 ? task_count(16 * num_threads, blocks)
+                                       : 1; /* 16 tasks for each thread, so that the threads end together */
+    ptrdiff_t per_task = smaller(task_count(panels, target), 1 + (ptrdiff_t)(SA_TASK_MULTIPLY_ADDS / panel));
     struct linear_job job = {kernels, l, panels, per_task, task_count(panels, per_task)};
     return sa_parallel_for(blocks * job.tasks_per_block, linear_task, &job, num_threads);
 }
@@ -41,6 +42,7 @@ struct pack_job {
     char *packed;
 };
 
+/* Steps of a sum over the depth of a weight. */
 static ptrdiff_t packed_steps(const struct sa_kernels *kernels, ptrdiff_t depth)
 {
     return task_count(depth, sa_formats[kernels->format].terms);
@@ -48,7 +50,7 @@ static ptrdiff_t packed_steps(const struct sa_kernels *kernels, ptrdiff_t depth)
 
 size_t sa_packed_bytes(const struct sa_kernels *kernels, ptrdiff_t depth, ptrdiff_t width)
 {
-    ptrdiff_t columns = task_count(width, kernels->lanes) * kernels->lanes; /* whole vectors */
+    ptrdiff_t columns = task_count(width, kernels->lanes) * kernels->lanes; /* whole vectors of columns */
     ptrdiff_t bytes = packed_steps(kernels, depth) * columns * kernels->number_bytes;
     return (size_t)(task_count(bytes, 64) * 64);
 }

@@ -1,4 +1,4 @@
-/* linear_backward.c -- the gradient of a linear layer's weight over all its tasks. No arithmetic here. */
+/* linear_backward.c -- the gradient of the weight of a linear layer, over all its tasks. No arithmetic here. */
 #include "plan/tasks.h"
 
 #include <string.h>
@@ -22,7 +22,7 @@ static int weight_task(void *context, ptrdiff_t index)
     return SA_OK;
 }
 
-/* Some rows after the others, each time over all of grad_weight: no task is long, and the sums have one order. */
+/* Chains of rows, one after the other, each over all of grad_weight: no task is long, and the sums have one order. */
 int sa_linear_backward_run(const struct sa_kernels *kernels, const struct sa_linear_backward *g, int num_threads)
 {
     ptrdiff_t blocks = task_count(g->d_in, SA_WEIGHT_GRADIENT_BYTES / kernels->number_bytes);
@@ -32,7 +32,7 @@ int sa_linear_backward_run(const struct sa_kernels *kernels, const struct sa_lin
     num_threads = worthwhile_threads((double)g->rows * (double)g->d_in * (double)g->d_out, num_threads);
     struct weight_job job = {.kernels = kernels, .args = g, .panels = panels};
     job.block = task_count(task_count(g->d_in, blocks), SA_WEIGHT_GRADIENT_COLUMNS) * SA_WEIGHT_GRADIENT_COLUMNS;
-    /* A task gathers its block of x once for its panels: as many as leave two tasks for each thread. */
+    /* A task gathers its block of x once for all its panels. So a task has many panels, but each thread two tasks. */
     job.panels_per_task = task_count(panels, num_threads == 1 ? 1 : task_count(2 * num_threads, blocks));
     job.tasks_per_block = task_count(panels, job.panels_per_task);
     ptrdiff_t outputs = job.block * job.panels_per_task * kernels->panel_width;

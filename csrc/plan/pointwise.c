@@ -1,4 +1,4 @@
-/* pointwise.c -- norms, activations and gates over all their tasks: which piece of the arrays a task computes. No arithmetic. */
+/* pointwise.c -- norms, rotary positions, activations and gates, over all their tasks. No arithmetic here. */
 #include "plan/tasks.h"
 
 struct rows_job {

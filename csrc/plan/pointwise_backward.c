@@ -1,5 +1,5 @@
-/* pointwise_backward.c -- the way back through activations, norms and biases over all its tasks. What sums over rows
- * does so in chunks of a fixed number of rows, a task each, whose sums are added in order: the threads cannot be seen. */
+/* pointwise_backward.c -- gradients of activations, norms and biases, over all their tasks. A sum over rows is cut into chunks
+ * of SA_SUM_ROWS rows, one task each. The sums of the chunks are added in order, for any number of threads. */
 #include "plan/tasks.h"
 
 #include <stdlib.h>
@@ -30,11 +30,11 @@ struct chunks_job {
     const struct sa_norm_backward *norm;
     const char *x;
     ptrdiff_t rows, width, chunks;
-    ptrdiff_t stride; /* sums of a chunk */
+    ptrdiff_t stride; /* numbers from chunk to chunk in `sums` */
     double *sums;
 };
 
-/* One chunk where there is no row, whose sums are 0. */
+/* sums: chunks x stride. Without rows there is one chunk, whose sums are 0. */
 static int allocate_sums(struct chunks_job *job)
 {
     job->chunks = job->rows ? task_count(job->rows, SA_SUM_ROWS) : 1;

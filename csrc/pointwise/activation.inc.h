@@ -1,4 +1,4 @@
-/* activation.inc.h -- the functions between the two linear layers of a feed-forward network. */
+/* activation.inc.h -- activations, and gates: the functions between the two linear layers of a feed-forward network. */
 #ifndef SELFATTN_POINTWISE_ACTIVATION_INC_H
 #define SELFATTN_POINTWISE_ACTIVATION_INC_H
 
@@ -21,7 +21,7 @@ static const real GELU_IS_0 = -37.635, HALF_LOG2E = -0.7213475204444817, HALF_LO
 INLINE vreal gelu_ratio(vreal t)
 {
     vreal u = vsplat(1.0) / vfma(t, vsplat(-0.184), vsplat(1.0)), v = vfma(vsplat(-2.0), u, vsplat(1.0));
-    return polynomial(GELU, DEGREE(GELU), v) / (vsplat(1.0) - t);
+    return polynomial(GELU, SA_DEGREE(GELU), v) / (vsplat(1.0) - t);
 }
 
 /* exp(-t^2 / 2) */
@@ -94,15 +94,15 @@ INLINE vreal gelu_ratio(vreal t)
 /* E(f), t^2 = (n - down) 2 ln 2 + f, where 2^down is returned as an exponent's bits: |f| stays below 2 ln 2. */
 INLINE vreal gelu_exponential(vreal t, vbits *down)
 {
-    const real ROUND = (real)(1.5 * (double)((int64_t)1 << MANTISSA) + GELU_DOWN); /* as in vexp2 */
+    const real ROUND = (real)(1.5 * (double)((int64_t)1 << MANTISSA_BITS) + GELU_DOWN); /* as in vexp2 */
     vreal square = t * t, low = vfma(t, t, -square);
     vreal rounded = vfma(square, vsplat(HALF_LOG2E), vsplat(GELU_CENTER)) + vsplat(ROUND);
-    *down = (vbits)rounded << MANTISSA;
+    *down = (vbits)rounded << MANTISSA_BITS;
     vreal f = vfma(vsplat(ROUND) - rounded, vsplat(TWO_LN2), square) + low;
-    return monic(GELU_E, DEGREE(GELU_E) + 1, f);
+    return monic(GELU_E, SA_DEGREE(GELU_E) + 1, f);
 }
 
-/* x / 2^down for x >= 0; where no normal number is left it fades to 0, as negative bits are negative numbers. */
+/* x / 2^down for x >= 0; 0 where the result would be below the normal numbers: its bits would be negative. */
 INLINE vreal scaled_down(vreal x, vbits down)
 {
     return vmax((vreal)((vbits)x - down), vsplat(0.0f));
@@ -125,6 +125,7 @@ INLINE vreal gelu_tail_slope(vreal t)
 }
 #endif
 
+/* -|x| */
 INLINE vreal minus_size(vreal x)
 {
     return (vreal)((vint)x | (vint)vsplat(-0.0f));
@@ -132,17 +133,17 @@ INLINE vreal minus_size(vreal x)
 
 INLINE vreal gelu_vector(vreal x)
 {
-    vreal t = vmax(minus_size(x), vsplat(GELU_IS_0)); /* a number even where x is NaN, which max(0, x) keeps */
+    vreal t = vmax(minus_size(x), vsplat(GELU_IS_0)); /* finite even where x is NaN; max(0, x) keeps the NaN */
     return vfma(t, gelu_tail(t), vmax(vsplat(0.0f), x));
 }
 
-/* 1 / (1 + e), e = exp(-x), which is left at 1 where the result is 0. */
+/* 1 / (1 + e), e = exp(-x). Where the result is 0, e is 1. */
 INLINE vreal sigmoid_and_exponential(vreal x, vreal *e)
 {
     vreal power = x * vsplat(-LOG2E);
-    vint far = power >= vsplat((real)BIAS_1);
-    *e = vexp2(vzero_where(far, power));
-    return vzero_where(far, vsplat(1.0f) / (vsplat(1.0f) + *e));
+    vint saturated = power >= vsplat((real)BIAS_1);
+    *e = vexp2(vzero_where(saturated, power));
+    return vzero_where(saturated, vsplat(1.0f) / (vsplat(1.0f) + *e));
 }
 
 INLINE vreal sigmoid_vector(vreal x)
@@ -175,6 +176,7 @@ INLINE vreal activate_vector(enum sa_activation kind, vreal x)
     }
 }
 
+/* x: (n,), in place. */
 static void activate(enum sa_activation kind, void *data, ptrdiff_t n)
 {
     real *x = data;
@@ -187,7 +189,7 @@ static void activate(enum sa_activation kind, void *data, ptrdiff_t n)
     }
 }
 
-/* y[row] = act(gate[row]) * up[row], where a row of gate_up is [gate | up], each `width` wide. */
+/* y[row] = act(gate[row]) * up[row]. gate_up: rows x (gate | up), 2 * width numbers a row. y: rows x width. */
 static void gate(enum sa_activation kind, const void *gates, ptrdiff_t rows, ptrdiff_t width, void *result)
 {
     const real *gate_up = gates;

@@ -1,7 +1,7 @@
-/* angles.c -- the cosines and sines of rotary positions, in plain double arithmetic: libm may differ between machines. */
+/* angles.c -- cosines and sines of rotary positions, in plain double arithmetic: libm may differ between machines. */
 #include "contracts/operators.h"
 
-/* sin and cos of |r| <= pi / 4: Taylor series, whose first term left out is below 1e-19. */
+/* sin and cos of |r| <= pi / 4 by Taylor series; the first term left out is below 1e-19. */
 static double sine_near_0(double r)
 {
     double square = r * r, sum = 0.0;
@@ -18,7 +18,7 @@ static double cosine_near_0(double r)
     return 1.0 - sum;
 }
 
-/* x = k * pi / 2 + r; pi / 2 in three parts, of which the first two leave room for k of 20 bits. */
+/* x = k * pi / 2 + r, |r| <= pi / 4. pi / 2 is three numbers; products of the first two with a k of 20 bits are exact. */
 static void sine_and_cosine(double x, double *sine, double *cosine)
 {
     const double first = 0x1.921fb544p+0, second = 0x1.0b4611a6p-34, third = 0x1.3198a2e037073p-69;

@@ -1,5 +1,5 @@
-/* norm.inc.h -- LayerNorm and RMSNorm in double: they wait for memory anyway, and a mean of 10^4 with a deviation of 1,
- * or values of 10^20, cost no digits. Canonical order: element i is added to sum i % 16, and the 16 sums in a tree. */
+/* norm.inc.h -- LayerNorm and RMSNorm, in double: memory is the limit anyway, and a mean of 10^4 with a deviation of 1, or
+ * values of 10^20, lose no digits. Canonical order: number i is added to sum i % 16, and the 16 sums are added as a tree. */
 #ifndef SELFATTN_POINTWISE_NORM_INC_H
 #define SELFATTN_POINTWISE_NORM_INC_H
 
@@ -7,7 +7,9 @@
 
 enum { DOUBLES = SA_VECTOR_BYTES / (int)sizeof(double), SUM_VECTORS = SA_NORM_SUMS / DOUBLES };
 
-/* As many numbers as a vector has doubles. */
+_Static_assert(SA_NORM_SUMS % DOUBLES == 0, "the sums of a row are whole vectors");
+
+/* DOUBLES numbers in memory. */
 typedef real vdoubles __attribute__((vector_size((size_t)DOUBLES * sizeof(real)), aligned(4), may_alias));
 
 INLINE vdouble widen(const real *x)
@@ -15,6 +17,7 @@ INLINE vdouble widen(const real *x)
     return __builtin_convertvector(*(const vdoubles *)x, vdouble);
 }
 
+/* The sum of 16 sums. */
 INLINE double tree(const vdouble sums[SUM_VECTORS])
 {
     double s[SA_NORM_SUMS];
@@ -25,7 +28,7 @@ INLINE double tree(const vdouble sums[SUM_VECTORS])
     return s[0];
 }
 
-/* sum of (x - shift)^power, power 1 or 2 */
+/* Sum over n numbers of (x - shift)^power; power is 1 or 2. */
 INLINE double row_sum(const real *x, ptrdiff_t n, double shift, const int power)
 {
     vdouble sums[SUM_VECTORS];
@@ -51,13 +54,14 @@ INLINE double row_sum(const real *x, ptrdiff_t n, double shift, const int power)
     return tree(sums);
 }
 
-/* 1 / sqrt(mean square of x - mean + eps); the mean stays 0 for an RMSNorm. */
+/* 1 / sqrt(mean of (x - mean)^2 + eps); the mean is 0 for an RMSNorm. */
 INLINE double row_scale(const real *x, ptrdiff_t width, double eps, int rms, double *mean)
 {
     *mean = rms ? 0.0 : row_sum(x, width, 0.0, 1) / (double)width;
     return 1.0 / __builtin_sqrt(row_sum(x, width, *mean, 2) / (double)width + eps);
 }
 
+/* y = norm(x) + residual. All are (width,); residual may be NULL. */
 INLINE void norm_part(const struct sa_norm *l, const real *x, const real *residual, real *y)
 {
     const real *weight = l->weight, *bias = l->bias;
@@ -77,6 +81,7 @@ INLINE void norm_part(const struct sa_norm *l, const real *x, const real *residu
     }
 }
 
+/* The rows row0 .. row1 - 1 of y. */
 static void norm(const struct sa_norm *l, ptrdiff_t row0, ptrdiff_t row1)
 {
     for (ptrdiff_t row = row0; row < row1; ++row)

@@ -1,10 +1,10 @@
-/* probe.inc.h -- what this machine can do at best: the yardsticks of the benchmarks. */
+/* peak.inc.h -- loops that reach the limits of this machine: the yardsticks of the benchmarks. */
 #ifndef SELFATTN_POINTWISE_PEAK_INC_H
 #define SELFATTN_POINTWISE_PEAK_INC_H
 
 #include "vector/vector.inc.h"
 
-/* Multiply-adds on registers alone. Returns the floating-point operations done. */
+/* Multiply-adds of registers, without memory. Returns the number of floating-point operations. */
 static double peak_loop(ptrdiff_t iterations)
 {
     enum { CHAINS = 12 };
@@ -17,11 +17,12 @@ static double peak_loop(ptrdiff_t iterations)
             sum[i] = vterm(a, b, sum[i]);
     for (int i = 1; i < CHAINS; ++i)
         sum[0] += sum[i];
-    if (sum[0][0] == 12345.0f) /* never; but the compiler must do the work to know */
+    if (sum[0][0] == 12345.0f) /* never true; but the compiler cannot know, and keeps the loop */
         return 0.0;
     return 2.0 * TERMS * LANES * CHAINS * (double)iterations;
 }
 
+/* Reads n numbers, and returns their sum. */
 static double read_loop(const void *numbers, ptrdiff_t n)
 {
     const real *data = numbers;

@@ -1,26 +1,28 @@
-/* gradients.inc.h -- the way back through activations and norms, and sums over rows. Canonical order of a sum over rows,
- * all in double: chunks of rows, each begun at 0 and added row by row, the chunks in order, one rounding at the end. */
+/* pointwise_backward.inc.h -- gradients of activations and norms, and sums over rows.
+ *
+ * Canonical order of a sum over rows, all in double: chunks of rows, each a chain from 0 on, row by row; the chunks are
+ * added in order; one rounding at the end. */
 #ifndef SELFATTN_POINTWISE_POINTWISE_BACKWARD_INC_H
 #define SELFATTN_POINTWISE_POINTWISE_BACKWARD_INC_H
 
 #include "pointwise/activation.inc.h"
 #include "pointwise/norm.inc.h"
 
-/* The slope of x sigmoid(z(x)): sigmoid (1 + x z' (1 - sigmoid)), 1 - sigmoid with all its digits. */
+/* The slope of x sigmoid(z(x)): sigmoid * (1 + x z' (1 - sigmoid)). 1 - sigmoid is computed without cancellation. */
 INLINE vreal sigmoid_slope(vreal x, vreal z, vreal z_slope)
 {
     vreal e, sigmoid = sigmoid_and_exponential(z, &e);
     return sigmoid * vfma(x * z_slope, e * sigmoid, vsplat(1.0f));
 }
 
-/* act'(x); NaN stays. */
+/* act'(x); NaN gives NaN. */
 INLINE vreal slope_vector(const enum sa_activation kind, vreal x)
 {
     const vreal zero = vsplat(0.0f), one = vsplat(1.0f);
-    /* Beyond, the sigmoid is 0 or 1: as finite numbers the other factors cannot make it NaN. */
+    /* Beyond +-1024 the sigmoid is 0 or 1. The other factors stay finite, so that their products are not NaN. */
     vreal near = vmax(vsplat(-1024.0f), -vmax(vsplat(-1024.0f), -x));
     switch (kind) {
-    case SA_GELU: { /* at -x 1 less the same */
+    case SA_GELU: { /* slope(x) = 1 - slope(-x) */
         vreal tail = gelu_tail_slope(vmax(vsplat(GELU_IS_0), minus_size(x)));
         return vselect(x < zero, tail, one - tail);
     }
@@ -88,7 +90,7 @@ static void activation_backward(const struct sa_activation_backward *a, ptrdiff_
     }
 }
 
-/* What the norm made of a row: (x - mean) * scale. */
+/* A row as its norm left it: (x - mean) * scale. */
 struct normed_row {
     const real *x;
     double mean, scale;
@@ -104,7 +106,7 @@ INLINE double normed_number(const struct normed_row *row, ptrdiff_t i)
     return ((double)row->x[i] - row->mean) * row->scale;
 }
 
-/* The sums of grad = grad_y * weight and of grad * normed over a row, in the order of row_sum. */
+/* The sums over a row of grad = grad_y * weight, and of grad * normed, in the order of row_sum. grad_y, weight: (n,). */
 INLINE void norm_gradient_sums(const struct normed_row *row, const real *grad_y, const real *weight, ptrdiff_t n,
                                double *grad_sum, double *product_sum)
 {
@@ -136,8 +138,8 @@ INLINE void norm_gradient_sums(const struct normed_row *row, const real *grad_y,
     *product_sum = tree(products);
 }
 
-/* grad_x = scale * (grad - mean(grad) - normed * mean(grad * normed)), without mean(grad) for an RMSNorm; to the sums are
- * added grad_y * normed and grad_y. */
+/* grad_x = scale * (grad - mean(grad) - normed * mean(grad * normed)), without mean(grad) for an RMSNorm. weight_sums +=
+ * grad_y * normed, bias_sums += grad_y. All are (width,); the row begins at number `at`. */
 INLINE void norm_row_backward(const struct sa_norm_backward *l, ptrdiff_t at, double *weight_sums, double *bias_sums)
 {
     const real *grad_y = (const real *)l->grad_y + at, *weight = l->weight;
@@ -164,6 +166,7 @@ INLINE void norm_row_backward(const struct sa_norm_backward *l, ptrdiff_t at, do
     }
 }
 
+/* One chunk: the rows row0 .. row1 - 1. sums: 2 x width, of weight and bias. */
 static void norm_backward(const struct sa_norm_backward *l, ptrdiff_t row0, ptrdiff_t row1, double *sums)
 {
     memset(sums, 0, 2 * (size_t)l->width * sizeof *sums);
@@ -171,6 +174,7 @@ static void norm_backward(const struct sa_norm_backward *l, ptrdiff_t row0, ptrd
         norm_row_backward(l, row * l->width, sums, sums + l->width);
 }
 
+/* sums: (width,) = the sums over the rows of a chunk, rows x width. */
 static void sum_rows(const void *data, ptrdiff_t rows, ptrdiff_t width, double *sums)
 {
     const real *x = data;
@@ -184,7 +188,8 @@ static void sum_rows(const void *data, ptrdiff_t rows, ptrdiff_t width, double *
     }
 }
 
-/* The sums of all chunks, `stride` from each to the next, into those of the first, and rounded into y. */
+/* The sums of all chunks are added to those of the first, in order, and rounded into result: (width,). stride: numbers from
+ * chunk to chunk. */
 static void add_sums(double *sums, ptrdiff_t chunks, ptrdiff_t stride, ptrdiff_t width, void *result)
 {
     real *y = result;

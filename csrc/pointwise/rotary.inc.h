@@ -1,4 +1,4 @@
-/* rotary.inc.h -- rotary positions: the channel pairs of queries and keys turn by the angles of their position.
+/* rotary.inc.h -- rotary positions: pairs of channels of queries and keys are rotated by the angles of their position.
  *
  *   first' = first * cos - second * sin        second' = second * cos + first * sin
  *
@@ -8,8 +8,8 @@
 
 #include "vector/convert.inc.h"
 
-/* Pairs of halves: vectors of first numbers and of second ones. */
-static void turn_halves(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
+/* Pairs (i, i + pairs). x: (2 * pairs,). cosines, sines: (pairs,). */
+static void rotate_halves(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
 {
     for (ptrdiff_t i = 0; i < pairs; i += LANES) {
         ptrdiff_t n = smaller(LANES, pairs - i);
@@ -20,7 +20,8 @@ static void turn_halves(real *x, const real *cosines, const real *sines, ptrdiff
     }
 }
 
-static void turn_neighbours(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
+/* Pairs (2i, 2i + 1). Shapes are those of rotate_halves. */
+static void rotate_neighbours(real *x, const real *cosines, const real *sines, ptrdiff_t pairs)
 {
     for (ptrdiff_t i = 0; i < pairs; ++i, x += 2) {
         real first = x[0], second = x[1];
@@ -29,7 +30,7 @@ static void turn_neighbours(real *x, const real *cosines, const real *sines, ptr
     }
 }
 
-/* Rows row0 .. row1 - 1, in place: the heads of a row lie side by side. */
+/* The rows row0 .. row1 - 1, in place. The heads of a row lie side by side. */
 static void rotary(const struct sa_rotary *r, ptrdiff_t row0, ptrdiff_t row1)
 {
     for (ptrdiff_t row = row0; row < row1; ++row) {
@@ -37,7 +38,7 @@ static void rotary(const struct sa_rotary *r, ptrdiff_t row0, ptrdiff_t row1)
         const real *cosines = (const real *)r->cosines + angles, *sines = (const real *)r->sines + angles;
         real *x = (real *)r->x + row * r->x_stride;
         for (ptrdiff_t head = 0; head < r->num_heads; ++head, x += r->head_dim)
-            (r->interleaved ? turn_neighbours : turn_halves)(x, cosines, sines, r->pairs);
+            (r->interleaved ? rotate_neighbours : rotate_halves)(x, cosines, sines, r->pairs);
     }
 }
 

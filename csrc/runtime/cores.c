@@ -1,4 +1,4 @@
-/* cores.c -- Linux tells and obeys; elsewhere the scheduler is left alone. */
+/* cores.c -- cores and clocks. On Linux the core of a thread can be read and changed; elsewhere the scheduler decides. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -30,12 +30,13 @@ int sa_core(void)
 void sa_leave_core(int core)
 {
 #ifdef __linux__
-    cpu_set_t mine, others;
-    if (sched_getaffinity(0, sizeof mine, &mine)) return;
-    others = mine;
+    cpu_set_t allowed, others;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    others = allowed;
     CPU_CLR(core, &others);
-    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) /* moves at once */
-        sched_setaffinity(0, sizeof mine, &mine);
+    if (CPU_COUNT(&others) > 0 &&
+        sched_setaffinity(0, sizeof others, &others) == 0) /* the kernel moves the thread at once */
+        sched_setaffinity(0, sizeof allowed, &allowed);
 #else
     (void)core;
 #endif
@@ -67,6 +68,6 @@ void sa_pause(void)
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
-    __asm__ volatile("isb" ::: "memory"); /* `yield` is a no-op on most cores */
+    __asm__ volatile("isb" ::: "memory"); /* `yield` does nothing on most cores */
 #endif
 }

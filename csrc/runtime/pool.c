@@ -1,7 +1,7 @@
-/* A small pthread pool. Three ideas:
+/* pool.c -- a small pool of threads. Three ideas:
  *
- * - A job lives on its caller's stack. The caller takes its tasks from atomic counters like everybody else; the
- *   workers only help. A job is `open` while it wants more helpers, and over when its last helper has left.
+ * - A job lives on the stack of its caller. The caller takes tasks from atomic counters like every other thread; workers
+ *   only help. A job is `open` while it has places for helpers, and over when its last helper has left.
  * - An idle worker spins for some microseconds, bounded by the clock, then sleeps. Jobs that follow each other
  *   closely start without a system call; an idle pool uses no CPU.
  * - One lock guards the list of open jobs and the counts. It is held for a few instructions, never over a task, a
@@ -19,17 +19,17 @@
 #include <stdint.h>
 #include <time.h>
 
-enum { MAX_THREADS = 1024, WORKER_STACK = 512 << 10, CACHE_LINE = 64 };
+enum { WORKER_STACK = 512 << 10, CACHE_LINE = 64 };
 static const int64_t SPIN_NS = 40000, POLL_NS = 20000000;
 
 struct job {
     sa_task_function task;
     void *context;
     struct sa_task_shares *tasks;
-    struct job *next;   /* in pool.open, under the lock, as wanted */
-    int wanted;         /* helpers that may still join */
-    int core;           /* its caller's, when it began */
-    int lent;           /* helpers from another library's team: slots 1 to lent */
+    struct job *next;   /* in pool.open, under the lock, like open_places */
+    int open_places;    /* helpers that may still join */
+    int core;           /* of its caller, when the job began */
+    int borrowed;       /* helpers from an OpenMP team: slots 1 to borrowed */
     atomic_int helpers; /* helpers inside */
     atomic_int slots;   /* of the workers who have joined */
     atomic_int status;  /* the first non-zero status */
@@ -38,27 +38,26 @@ struct job {
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t work, done;
-    struct job *open; /* jobs that want helpers, oldest first */
+    struct job *open; /* jobs with open places, oldest first */
     int workers, sleeping, cpus;
-    unsigned generation;                    /* counts the forks on the way to this process */
-    _Alignas(CACHE_LINE) atomic_int wanted; /* helpers wanted by all open jobs: what idle workers watch */
-    atomic_int idle;                        /* workers awake and without a job */
-    atomic_int waiting;                     /* callers asleep until their helpers leave */
+    unsigned generation;                         /* the number of forks on the way to this process */
+    _Alignas(CACHE_LINE) atomic_int open_places; /* of all open jobs; idle workers watch it */
+    atomic_int idle;                             /* workers awake and without a job */
+    atomic_int waiting;                          /* callers asleep until their helpers leave */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static _Thread_local struct thread {
     struct job *job; /* the job whose task this thread is in */
     int slot;        /* in that job: its caller has 0 */
     int64_t polled;  /* when it last polled */
-} me;
+} this_thread;
 
 static int (*_Atomic poll_function)(void);
-static atomic_int default_threads = 1;
 static _Thread_local int poll_is_held;
 
 /* ---- time ---------------------------------------------------------------------------------------------------- */
 
-/* When a thread that starts to spin now has to stop: at once where it would keep a core from those at work. */
+/* The time at which a thread that starts to spin now has to stop. 0: at once, because all cores have work. */
 static int64_t spin_end(void)
 {
     return pool.cpus > 1 && atomic_load(&pool.idle) < pool.cpus ? sa_clock_ns() + SPIN_NS : 0;
@@ -99,31 +98,31 @@ static void poll_if_due(struct job *job)
 {
     int64_t now = sa_tick_ns();
     int (*poll)(void) = atomic_load(&poll_function);
-    if (!poll || poll_is_held || now - me.polled < POLL_NS) return;
-    struct thread saved = me;
+    if (!poll || poll_is_held || now - this_thread.polled < POLL_NS) return;
+    struct thread saved = this_thread;
     unsigned generation = pool.generation;
-    me = (struct thread){.polled = now};
+    this_thread = (struct thread){.polled = now};
     void *workspace = sa_suspend_workspace();
     int status = poll();
     sa_resume_workspace(workspace);
-    me = saved;
-    me.polled = sa_clock_ns(); /* which no tick is ahead of: so never sooner than POLL_NS from here */
+    this_thread = saved;
+    this_thread.polled = sa_clock_ns(); /* no tick is ahead of this clock, so the next poll is at least POLL_NS away */
     if (pool.generation != generation && atomic_exchange(&job->helpers, 0) > 0)
-        status = SA_INTERRUPTED; /* a forked child: the helpers, and what they were at, stayed behind */
+        status = SA_INTERRUPTED; /* a forked child: helpers and their tasks stayed in the parent */
     if (status) cancel(job, SA_INTERRUPTED);
 }
 
 int sa_checkpoint(void)
 {
-    struct job *job = me.job;
+    struct job *job = this_thread.job;
     if (!job) return SA_OK;
-    if (me.slot == 0) poll_if_due(job);
+    if (this_thread.slot == 0) poll_if_due(job);
     return atomic_load(&job->status);
 }
 
 int sa_slot(void)
 {
-    return me.slot;
+    return this_thread.slot;
 }
 
 void sa_hold_poll(int held)
@@ -141,8 +140,8 @@ void sa_set_poll(int (*poll)(void))
 /* Does tasks of the job until none is left to begin, or the job is cancelled. */
 static void work_on(struct job *job, int slot)
 {
-    me.job = job;
-    me.slot = slot;
+    this_thread.job = job;
+    this_thread.slot = slot;
     ptrdiff_t index;
     for (int emptied = 0;
          atomic_load(&job->status) == SA_OK && (index = sa_take_task(job->tasks, slot, &emptied)) >= 0;) {
@@ -150,7 +149,7 @@ static void work_on(struct job *job, int slot)
         if (status) cancel(job, status);
         sa_checkpoint();
     }
-    me.job = NULL;
+    this_thread.job = NULL;
     sa_release_workspace();
 }
 
@@ -159,8 +158,8 @@ static struct job *join_oldest(void)
 {
     struct job *job = pool.open;
     if (!job) return NULL;
-    if (--job->wanted == 0) pool.open = job->next;
-    atomic_fetch_sub(&pool.wanted, 1);
+    if (--job->open_places == 0) pool.open = job->next;
+    atomic_fetch_sub(&pool.open_places, 1);
     atomic_fetch_sub(&pool.idle, 1);
     atomic_fetch_add(&job->helpers, 1);
     return job;
@@ -170,7 +169,7 @@ static struct job *next_job(void)
 {
     struct job *job = NULL;
     for (int64_t end = spin_end(); !job && keep_spinning(end);) {
-        if (atomic_load(&pool.wanted) > 0 && pthread_mutex_trylock(&pool.lock) == 0) {
+        if (atomic_load(&pool.open_places) > 0 && pthread_mutex_trylock(&pool.lock) == 0) {
             job = join_oldest();
             unlock_pool();
         }
@@ -203,10 +202,11 @@ static void *worker(void *unused)
     (void)unused;
     for (;;) {
         struct job *job = next_job();
-        /* Woken beside a caller that is at work, two threads would share a core until the scheduler notices. */
+        /* On the core of its caller, the two threads would share the core until the scheduler notices. */
         if (sa_core() == job->core) sa_leave_core(job->core);
-        work_on(job, 1 + job->lent + atomic_fetch_add(&job->slots, 1));
-        atomic_fetch_add(&pool.idle, 1); /* before it leaves: the caller's next job wakes no sleeper for nothing */
+        work_on(job, 1 + job->borrowed + atomic_fetch_add(&job->slots, 1));
+        atomic_fetch_add(&pool.idle,
+                         1); /* before it leaves, so that the next job of the caller wakes no sleeper in vain */
         leave(job);
     }
     return NULL;
@@ -214,7 +214,7 @@ static void *worker(void *unused)
 
 /* Starts workers until there are `count`, or the system refuses. The caller holds the lock. Workers take no signal
  * but those of their own faults: Ctrl-C belongs to Python's main thread. Detached, they end with the process. */
-static void hire(int count)
+static void start_workers(int count)
 {
     if (pool.workers >= count) return;
     sigset_t signals, saved;
@@ -242,15 +242,15 @@ static void hire(int count)
 static void open_job(struct job *job, int helpers)
 {
     lock_pool();
-    hire(helpers);
-    job->wanted = helpers < pool.workers ? helpers : pool.workers;
-    if (job->wanted > 0) {
+    start_workers(helpers);
+    job->open_places = helpers < pool.workers ? helpers : pool.workers;
+    if (job->open_places > 0) {
         struct job **at = &pool.open;
         while (*at)
             at = &(*at)->next;
         *at = job;
     }
-    int lacking = atomic_fetch_add(&pool.wanted, job->wanted) + job->wanted - atomic_load(&pool.idle);
+    int lacking = atomic_fetch_add(&pool.open_places, job->open_places) + job->open_places - atomic_load(&pool.idle);
     int wake = lacking < pool.sleeping ? lacking : pool.sleeping;
     unlock_pool();
     for (; wake > 0; wake--)
@@ -263,7 +263,7 @@ static void close_job(struct job *job)
     for (struct job **at = &pool.open; *at; at = &(*at)->next) {
         if (*at == job) {
             *at = job->next;
-            atomic_fetch_sub(&pool.wanted, job->wanted);
+            atomic_fetch_sub(&pool.open_places, job->open_places);
             break;
         }
     }
@@ -302,8 +302,8 @@ static int run_serially(ptrdiff_t count, sa_task_function task, void *context)
     return SA_OK;
 }
 
-/* What a thread of another library's team does for a job. */
-static void lend(void *context, int number)
+/* The work of a thread of an OpenMP team for a job. */
+static void run_borrowed(void *context, int number)
 {
     struct job *job = context;
     atomic_fetch_add(&job->helpers, 1);
@@ -311,30 +311,30 @@ static void lend(void *context, int number)
     leave(job);
 }
 
-/* Helpers are the threads that OpenMP keeps awake beside us, and workers for the rest. */
+/* Helpers are first the threads that an OpenMP library keeps awake, then workers. */
 static void work_with(struct job *job, int helpers)
 {
-    struct sa_openmp_loan loan = {.work = lend, .context = job};
-    bool lent = sa_openmp_can_help(&loan, helpers);
-    if (lent) job->lent = sa_openmp_start(&loan);
-    int workers = helpers - job->lent;
+    struct sa_openmp_loan loan = {.work = run_borrowed, .context = job};
+    bool has_loan = sa_openmp_can_help(&loan, helpers);
+    if (has_loan) job->borrowed = sa_openmp_start(&loan);
+    int workers = helpers - job->borrowed;
     if (workers > 0) open_job(job, workers);
     work_on(job, 0);
     if (workers > 0) close_job(job);
     wait_for_helpers(job);
-    if (lent) sa_openmp_end(&loan);
+    if (has_loan) sa_openmp_end(&loan);
 }
 
-static int run(ptrdiff_t count, sa_task_function task, void *context, int threads, bool in_turns)
+static int run(ptrdiff_t count, sa_task_function task, void *context, int threads, bool in_order)
 {
-    if (me.job || count <= 0) return run_serially(count, task, context);
-    int most = threads < MAX_THREADS ? threads : MAX_THREADS;
-    int helpers = (count < most ? (int)count : most) - 1;
+    if (this_thread.job || count <= 0) return run_serially(count, task, context);
+    int limit = threads < SA_MAX_THREADS ? threads : SA_MAX_THREADS;
+    int helpers = (count < limit ? (int)count : limit) - 1;
     struct sa_task_shares tasks;
-    sa_deal_tasks(&tasks, count, in_turns || helpers < 1 ? 1 : 1 + helpers);
+    sa_deal_tasks(&tasks, count, in_order || helpers < 1 ? 1 : 1 + helpers);
     struct job job = {.task = task, .context = context, .tasks = &tasks, .core = sa_core()};
     int64_t now = sa_tick_ns();
-    if (now - me.polled > POLL_NS) me.polled = now; /* not for long: a short call needs no poll */
+    if (now - this_thread.polled > POLL_NS) this_thread.polled = now; /* a call of less than POLL_NS needs no poll */
     if (helpers > 0)
         work_with(&job, helpers);
     else
@@ -347,23 +347,12 @@ int sa_parallel_for(ptrdiff_t count, sa_task_function task, void *context, int n
     return run(count, task, context, num_threads, false);
 }
 
-int sa_parallel_in_turns(ptrdiff_t count, sa_task_function task, void *context, int num_threads)
+int sa_parallel_in_order(ptrdiff_t count, sa_task_function task, void *context, int num_threads)
 {
     return run(count, task, context, num_threads, true);
 }
 
-int selfattn_get_num_threads(void)
-{
-    return atomic_load(&default_threads);
-}
-
-void selfattn_set_num_threads(int num_threads)
-{
-    int most = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
-    atomic_store(&default_threads, most > 1 ? most : 1);
-}
-
-/* ---- birth and fork ------------------------------------------------------------------------------------------ */
+/* ---- start and fork ------------------------------------------------------------------------------------------ */
 
 static void init_conditions(void)
 {
@@ -393,7 +382,7 @@ static void after_fork_in_child(void)
     pool.open = NULL;
     pool.workers = pool.sleeping = 0;
     pool.generation++;
-    atomic_store(&pool.wanted, 0);
+    atomic_store(&pool.open_places, 0);
     atomic_store(&pool.idle, 0);
     atomic_store(&pool.waiting, 0);
     unlock_pool();

@@ -1,4 +1,4 @@
-/* workspace.c -- scratch memory, one piece per thread, kept from task to task.
+/* workspace.c -- scratch memory, one piece for each thread, kept from task to task.
  *
  * A workspace is busy from a thread's first sa_workspace in a job until that thread leaves the job. Only its owner
  * touches a busy one, so the lock below is taken once per thread and job; sa_trim frees the memory of all others. */
@@ -30,7 +30,7 @@ static struct {
     bool has_key;
 } registry = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-static _Thread_local struct workspace *mine;
+static _Thread_local struct workspace *current;
 
 #ifdef SELFATTN_FAIL_ALLOC /* a test build: the k-th allocation from now on fails; the environment may set k */
 extern long selfattn_fail_alloc;
@@ -74,7 +74,7 @@ static void at_thread_exit(void *unused)
     pthread_mutex_lock(&registry.lock);
     free_workspaces(true);
     pthread_mutex_unlock(&registry.lock);
-    mine = NULL;
+    current = NULL;
 }
 
 /* A workspace of this thread that is not busy, or a new one, or NULL. The caller holds the lock. */
@@ -94,37 +94,37 @@ static struct workspace *find_workspace(void)
 
 void *sa_workspace(size_t bytes)
 {
-    if (!mine || !atomic_load_explicit(&mine->busy, memory_order_relaxed)) {
+    if (!current || !atomic_load_explicit(&current->busy, memory_order_relaxed)) {
         pthread_mutex_lock(&registry.lock);
-        if (!mine) mine = find_workspace();
-        if (mine) atomic_store(&mine->busy, true);
+        if (!current) current = find_workspace();
+        if (current) atomic_store(&current->busy, true);
         pthread_mutex_unlock(&registry.lock);
     }
-    if (!mine) return NULL;
-    if (bytes > mine->bytes || !mine->memory) {
-        free(mine->memory);
-        mine->memory = allocate(bytes);
-        mine->bytes = mine->memory ? bytes : 0;
+    if (!current) return NULL;
+    if (bytes > current->bytes || !current->memory) {
+        free(current->memory);
+        current->memory = allocate(bytes);
+        current->bytes = current->memory ? bytes : 0;
     }
-    return mine->memory;
+    return current->memory;
 }
 
 void sa_release_workspace(void)
 {
-    if (mine) atomic_store(&mine->busy, false);
+    if (current) atomic_store(&current->busy, false);
 }
 
 void *sa_suspend_workspace(void)
 {
-    void *suspended = mine;
-    mine = NULL;
+    void *suspended = current;
+    current = NULL;
     return suspended;
 }
 
 void sa_resume_workspace(void *suspended)
 {
     sa_release_workspace();
-    mine = suspended;
+    current = suspended;
 }
 
 void sa_trim(void)

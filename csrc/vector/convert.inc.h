@@ -1,4 +1,6 @@
-/* convert.inc.h -- rows in memory, of any dtype, stride and alignment, as numbers to compute with; and back. */
+/* convert.inc.h -- rows in memory, of any dtype, stride and alignment, become numbers of the arithmetic; and back.
+ *
+ * `col` is the stride in bytes from number to number of a row. */
 #ifndef SELFATTN_VECTOR_CONVERT_INC_H
 #define SELFATTN_VECTOR_CONVERT_INC_H
 
@@ -13,14 +15,16 @@ INLINE ptrdiff_t larger(ptrdiff_t a, ptrdiff_t b)
     return a > b ? a : b;
 }
 
+/* Bytes of a number. */
 static ptrdiff_t size_of(enum sa_dtype dtype)
 {
     static const ptrdiff_t sizes[] = {
         [SA_FLOAT32] = 4, [SA_FLOAT64] = 8, [SA_FLOAT16] = 2, [SA_BFLOAT16] = 2, [SA_INT8] = 1};
+    _Static_assert(sizeof sizes / sizeof *sizes == SA_INT8 + 1, "each dtype has a size");
     return sizes[dtype];
 }
 
-#ifdef SA_FLOAT64_KERNELS /* float64 goes with float64, or with a bias of float32 */
+#ifdef SA_FLOAT64_KERNELS /* the arrays of float64 kernels are float64; a bias may be float32 */
 INLINE void widen_halves(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype, real *to)
 {
     (void)from, (void)col, (void)n, (void)dtype, (void)to;
@@ -39,6 +43,7 @@ INLINE vhalf narrow_half(enum sa_dtype dtype, vreal x)
     return dtype == SA_FLOAT16 ? narrow_float16(x) : narrow_bfloat16(x);
 }
 
+/* n numbers of float16 or bfloat16. */
 static void widen_halves(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype, real *to)
 {
     ptrdiff_t i = 0;
@@ -53,7 +58,7 @@ static void widen_halves(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_d
     }
 }
 
-/* n <= LANES numbers of a vector. */
+/* The first n <= LANES numbers of a vector. */
 INLINE void narrow_halves(vreal x, char *to, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype)
 {
     vhalf h = narrow_half(dtype, x);
@@ -65,7 +70,7 @@ INLINE void narrow_halves(vreal x, char *to, ptrdiff_t col, ptrdiff_t n, enum sa
 }
 #endif
 
-/* n numbers of a row, side by side. */
+/* to: (n,) = n numbers of a row. */
 static void widen_row(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype, real *to)
 {
     if (dtype == SA_REAL && col == (ptrdiff_t)sizeof(real)) {
@@ -84,7 +89,7 @@ static void widen_row(const char *from, ptrdiff_t col, ptrdiff_t n, enum sa_dtyp
     }
 }
 
-/* LANES numbers side by side. */
+/* LANES contiguous numbers. */
 INLINE vreal load_whole(const char *at, const enum sa_dtype dtype)
 {
     (void)dtype;
@@ -106,6 +111,7 @@ INLINE vreal load_row(const char *row, ptrdiff_t col, ptrdiff_t n, enum sa_dtype
     return vload(buffer);
 }
 
+/* Stores the first n <= LANES numbers of a vector. */
 INLINE void store_row(char *row, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype, vreal v)
 {
     if (dtype != SA_REAL) {
@@ -120,13 +126,13 @@ INLINE void store_row(char *row, ptrdiff_t col, ptrdiff_t n, enum sa_dtype dtype
     }
 }
 
-/* Steps of a sum of n products. */
+/* Steps of a sum of n products, TERMS products each. */
 INLINE ptrdiff_t steps(ptrdiff_t n)
 {
     return (n + TERMS - 1) / TERMS;
 }
 
-/* LANES rows, n of them given, become columns: square[j] holds the numbers at offset + j * col. */
+/* square: width x LANES. square[j] holds the numbers at byte offset + j * col of the n given rows; 0 in other lanes. */
 INLINE void load_transposed(const char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col,
                             ptrdiff_t width, enum sa_dtype dtype, vreal square[LANES])
 {
@@ -143,6 +149,7 @@ INLINE void load_transposed(const char *const rows[LANES], ptrdiff_t n, ptrdiff_
     vtranspose(square);
 }
 
+/* The reverse: square, width x LANES, becomes `width` numbers of n rows. */
 INLINE void store_transposed(vreal square[LANES], char *const rows[LANES], ptrdiff_t n, ptrdiff_t offset, ptrdiff_t col,
                              ptrdiff_t width, enum sa_dtype dtype)
 {

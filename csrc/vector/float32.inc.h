@@ -1,4 +1,4 @@
-/* float32.inc.h -- what numbers.inc.h leaves to the instruction set, for vectors of float32. */
+/* float32.inc.h -- multiply-add, maximum and transpose for vectors of float32, by instruction set. */
 #ifndef SELFATTN_VECTOR_FLOAT32_INC_H
 #define SELFATTN_VECTOR_FLOAT32_INC_H
 
@@ -13,7 +13,7 @@ INLINE vreal vmax(vreal a, vreal b)
 {
     return (vreal)_mm512_max_ps((__m512)a, (__m512)b);
 }
-/* rows r[0..15] of 16 values become columns: 4-byte pairs, 8-byte pairs, then 128-bit quarters twice. */
+/* 16 rows of 16 numbers become columns: pairs of 4 bytes, pairs of 8 bytes, then quarters of 128 bits twice. */
 INLINE void vtranspose(vreal r[LANES])
 {
     __m512 t[16], u[16];

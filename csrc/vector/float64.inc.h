@@ -1,4 +1,4 @@
-/* vector_float64.inc.h -- what vector.inc.h leaves to the instruction set, for vectors of float64. */
+/* float64.inc.h -- multiply-add, maximum and transpose for vectors of float64, by instruction set. */
 #ifndef SELFATTN_VECTOR_FLOAT64_INC_H
 #define SELFATTN_VECTOR_FLOAT64_INC_H
 
@@ -13,7 +13,7 @@ INLINE vreal vmax(vreal a, vreal b)
 {
     return (vreal)_mm512_max_pd((__m512d)a, (__m512d)b);
 }
-/* rows r[0..7] of 8 values become columns: pairs, then 128-bit quarters twice. */
+/* 8 rows of 8 numbers become columns: pairs, then quarters of 128 bits twice. */
 INLINE void vtranspose(vreal r[LANES])
 {
     __m512d t[8];

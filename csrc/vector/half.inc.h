@@ -1,5 +1,4 @@
-/* vector_half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to
- * even). */
+/* half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to even). */
 #ifndef SELFATTN_VECTOR_HALF_INC_H
 #define SELFATTN_VECTOR_HALF_INC_H
 
@@ -8,7 +7,7 @@
 typedef uint16_t vhalf __attribute__((vector_size(SA_VECTOR_BYTES / 2), aligned(1), may_alias));
 typedef signed char vbyte __attribute__((vector_size(SA_VECTOR_BYTES / 4), aligned(1), may_alias));
 
-/* (Compilers take __builtin_convertvector apart, into halves of vectors and numbers.) */
+/* Intrinsics, because compilers split __builtin_convertvector into halves of vectors and single numbers. */
 #if SA_VECTOR_BYTES == 64
 INLINE vreal widen_bfloat16(vhalf h)
 {
@@ -40,7 +39,7 @@ INLINE vreal widen_bytes(const char *at)
 INLINE vhalf narrow_bfloat16(vreal x)
 {
 #ifdef SA_BFLOAT16_KERNELS
-    return (vhalf)_mm512_cvtneps_pbh((__m512)x); /* as the operands of its products are rounded */
+    return (vhalf)_mm512_cvtneps_pbh((__m512)x); /* the rounding of the operands of products */
 #else
     vbits b = (vbits)x, rounded = b + 0x7fff + (b >> 16 & 1);
     vint nan = x != x;
@@ -76,7 +75,7 @@ INLINE vhalf narrow_float16(vreal x)
     return (vhalf)vcvt_f16_f32((float32x4_t)x);
 }
 #else
-/* The exponents differ by 112; a multiplication moves it, subnormals included. */
+/* The exponents of float16 and float32 differ by 112; a multiplication moves them, for subnormal numbers too. */
 INLINE vreal widen_float16(vhalf h)
 {
     vbits b = __builtin_convertvector(h, vbits), magnitude = (b & 0x7fff) << 13;
@@ -95,32 +94,37 @@ INLINE vhalf narrow_float16(vreal x)
 }
 #endif
 
-/* Two vectors of numbers in order become the even ones and the odd ones; and back. */
+/* vsplit: the 2 * LANES numbers of two vectors become those of even and of odd index. vinterleave: the reverse. */
 #if SA_VECTOR_BYTES == 64
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#define FIRST 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define SECOND 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define SA_EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define SA_ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define SA_LOW_PAIRS 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define SA_HIGH_PAIRS 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif SA_VECTOR_BYTES == 32
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15
-#define FIRST 0, 8, 1, 9, 2, 10, 3, 11
-#define SECOND 4, 12, 5, 13, 6, 14, 7, 15
+#define SA_EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define SA_ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
+#define SA_LOW_PAIRS 0, 8, 1, 9, 2, 10, 3, 11
+#define SA_HIGH_PAIRS 4, 12, 5, 13, 6, 14, 7, 15
 #else
-#define EVEN 0, 2, 4, 6
-#define ODD 1, 3, 5, 7
-#define FIRST 0, 4, 1, 5
-#define SECOND 2, 6, 3, 7
+#define SA_EVEN_LANES 0, 2, 4, 6
+#define SA_ODD_LANES 1, 3, 5, 7
+#define SA_LOW_PAIRS 0, 4, 1, 5
+#define SA_HIGH_PAIRS 2, 6, 3, 7
 #endif
-INLINE void vpart(vreal *a, vreal *b)
+INLINE void vsplit(vreal *a, vreal *b)
 {
-    vreal even = __builtin_shufflevector(*a, *b, EVEN), odd = __builtin_shufflevector(*a, *b, ODD);
+    vreal even = __builtin_shufflevector(*a, *b, SA_EVEN_LANES), odd = __builtin_shufflevector(*a, *b, SA_ODD_LANES);
     *a = even, *b = odd;
 }
-INLINE void vjoin(vreal *a, vreal *b)
+INLINE void vinterleave(vreal *a, vreal *b)
 {
-    vreal first = __builtin_shufflevector(*a, *b, FIRST), second = __builtin_shufflevector(*a, *b, SECOND);
+    vreal first = __builtin_shufflevector(*a, *b, SA_LOW_PAIRS),
+          second = __builtin_shufflevector(*a, *b, SA_HIGH_PAIRS);
     *a = first, *b = second;
 }
+#undef SA_EVEN_LANES
+#undef SA_ODD_LANES
+#undef SA_LOW_PAIRS
+#undef SA_HIGH_PAIRS
 
 #endif

@@ -1,13 +1,12 @@
-/* math.inc.h -- 2^x and tanh lane by lane, and the logarithm of one number: the same operations in the same order
- * everywhere. Polynomials are minimax for the relative error; their coefficients begin with the constant. */
+/* math.inc.h -- 2^x and tanh lane by lane, and the logarithm of one number. Every instruction set does the same operations
+ * in the same order. Polynomials are minimax for the relative error; their coefficients begin with the constant. */
 #ifndef SELFATTN_VECTOR_MATH_INC_H
 #define SELFATTN_VECTOR_MATH_INC_H
 
 #include "vector/vector.inc.h"
 
 #ifdef SA_FLOAT64_KERNELS
-#define MANTISSA 52
-enum { BIAS_1 = 1022 }; /* the exponent's bias, less 1 */
+enum { MANTISSA_BITS = 52, BIAS_1 = 1022 }; /* the exponent's bias, less 1 */
 static const real EXP2[] = {2.0,
                             1.3862943611198906,
                             0.48045301391820217,
@@ -26,8 +25,7 @@ static const real TANH[] = {-0.33333333333332854,  0.13333333333261932,   -0.053
                             7.713751414619676e-05, -1.606921344623105e-05};
 static const real TANH_IS_1 = 20.0; /* from here on, in float64 */
 #else
-#define MANTISSA 23
-enum { BIAS_1 = 126 };
+enum { MANTISSA_BITS = 23, BIAS_1 = 126 };
 static const real EXP2[] = {2.0f, 1.38629401f, 0.480444849f, 0.111014672f, 0.019343026f, 0.00265294546f};
 static const real TANH[] = {-0.333332807f, 0.133314058f, -0.0537365153f, 0.0206281673f, -0.00569229713f};
 static const real TANH_IS_1 = 9.2f;
@@ -35,7 +33,7 @@ static const real TANH_IS_1 = 9.2f;
 
 static const real LOG2E = (real)1.4426950408889634;
 
-#define DEGREE(coefficients) ((int)(sizeof(coefficients) / sizeof *(coefficients)) - 1)
+#define SA_DEGREE(coefficients) ((int)(sizeof(coefficients) / sizeof *(coefficients)) - 1)
 
 /* Horner's rule */
 INLINE vreal polynomial(const real *coefficients, const int degree, vreal x)
@@ -55,18 +53,18 @@ INLINE vreal polynomial(const real *coefficients, const int degree, vreal x)
  * Relative error below 1.1e-7 (degree 5) before rounding; in float64 below 1e-17 (degree 11). */
 INLINE vreal vexp2(vreal x)
 {
-    const real ROUND = (real)(1.5 * (double)((int64_t)1 << MANTISSA) + BIAS_1); /* the ulp is 1 here */
-    x = vmax(vsplat(-(real)BIAS_1), x);                                         /* in this order NaN stays */
+    const real ROUND = (real)(1.5 * (double)((int64_t)1 << MANTISSA_BITS) + BIAS_1); /* the ulp is 1 here */
+    x = vmax(vsplat(-(real)BIAS_1), x); /* NaN as the second operand stays NaN */
     vreal rounded = x + vsplat(ROUND);
     vreal f = x - (rounded - vsplat(ROUND));
-    return polynomial(EXP2, DEGREE(EXP2), f) * (vreal)((vbits)rounded << MANTISSA);
+    return polynomial(EXP2, SA_DEGREE(EXP2), f) * (vreal)((vbits)rounded << MANTISSA_BITS);
 }
 
 /* x + x^3 P(x^2) near 0, 1 - 2 / (e^2x + 1) with the sign of x elsewhere: about 2 ulp. */
 INLINE vreal vtanh(vreal x)
 {
     vreal t = vmax(x, -x), square = x * x;
-    vreal small = vfma(x * square, polynomial(TANH, DEGREE(TANH), square), x);
+    vreal small = vfma(x * square, polynomial(TANH, SA_DEGREE(TANH), square), x);
     vreal power = vmax(vsplat(-TANH_IS_1), -t) * vsplat((real)-2.8853900817779268); /* 2 t log2(e); NaN stays */
     vreal large = vsplat(1.0f) - vsplat(2.0f) / (vexp2(power) + vsplat(1.0f));
     large = vselect(x < vsplat(0.0f), -large, large);

@@ -1,4 +1,4 @@
-/* numbers.inc.h -- a number, a vector of numbers, and what every instruction set does with them in the same way. */
+/* numbers.inc.h -- numbers, vectors of numbers, and the operations that are the same for every instruction set. */
 #ifndef SELFATTN_VECTOR_NUMBERS_INC_H
 #define SELFATTN_VECTOR_NUMBERS_INC_H
 
@@ -56,12 +56,12 @@ INLINE vreal vselect(vint mask, vreal yes, vreal no)
 {
     return (vreal)((mask & (vint)yes) | (~mask & (vint)no));
 }
-/* 0 where the mask is, x elsewhere. (With a vselect, gcc 12 may divide twice for x, once under the mask.) */
+/* 0 where the mask is set, x elsewhere. (With vselect, gcc 12 may compute a division in x twice.) */
 INLINE vreal vzero_where(vint mask, vreal x)
 {
     return (vreal)(~mask & (vint)x);
 }
-/* The first n of LANES values; the rest reads as zero, and is neither loaded nor stored. */
+/* The first n of LANES numbers. The other numbers are 0, and memory behind the n-th is neither read nor written. */
 INLINE vreal vload_first(const real *p, ptrdiff_t n)
 {
     union {

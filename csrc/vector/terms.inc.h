@@ -1,4 +1,4 @@
-/* terms.inc.h -- c + a * b for one step of a sum, and what the operands of a step are made of. */
+/* terms.inc.h -- one step of a sum, c + a * b, and the operands of a step: TERMS products each. */
 #ifndef SELFATTN_VECTOR_TERMS_INC_H
 #define SELFATTN_VECTOR_TERMS_INC_H
 
@@ -10,7 +10,6 @@
 #include "vector/half.inc.h"
 #endif
 
-/* c + a * b for one step of a sum, and what a step's operands are made of. */
 #ifdef SA_BFLOAT16_KERNELS
 static const enum sa_format FORMAT = SA_FORMAT_BFLOAT16;
 enum { TERMS = 2 };
@@ -18,7 +17,7 @@ INLINE vreal vterm(vreal a, vreal b, vreal c)
 {
     return (vreal)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
 }
-/* The pairs of neighbours among 2 LANES numbers, and the pairs of two vectors' lanes. */
+/* vneighbours: pairs of neighbours among 2 * LANES numbers. vpair: pairs of the same lane of two vectors. */
 INLINE vreal vneighbours(vreal first, vreal second)
 {
     return (vreal)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);

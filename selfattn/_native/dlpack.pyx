@@ -45,21 +45,21 @@ cdef struct DLManagedTensorVersioned:
 
 cdef uint64_t READ_ONLY = 1  # the flag's bit
 
-DEVICES = {
+cdef dict DEVICES = {
     2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 9: "VPI", 10: "ROCm", 12: "an extension",
     13: "CUDA managed memory", 14: "oneAPI", 15: "WebGPU", 16: "Hexagon", 17: "MAIA",
 }
-HOST = (1, 3, 11)  # the CPU; its pages pinned for CUDA, for ROCm
+cdef tuple HOST = (1, 3, 11)  # the CPU; its pages pinned for CUDA, for ROCm
 
-BFLOAT16 = (4, 16)
-DTYPES = {  # (code, bits): the dtype that NumPy sees
+cdef tuple BFLOAT16 = (4, 16)
+cdef dict DTYPES = {  # (code, bits): the dtype that NumPy sees
     (0, 8): np.int8, (0, 16): np.int16, (0, 32): np.int32, (0, 64): np.int64,
     (1, 8): np.uint8, (1, 16): np.uint16, (1, 32): np.uint32, (1, 64): np.uint64,
     (2, 16): np.float16, (2, 32): np.float32, (2, 64): np.float64,
     BFLOAT16: np.uint16,
     (6, 8): np.bool_,
 }
-KINDS = {0: "int", 1: "uint", 2: "float", 3: "handle", 4: "bfloat", 5: "complex", 6: "bool"}
+cdef dict KINDS = {0: "int", 1: "uint", 2: "float", 3: "handle", 4: "bfloat", 5: "complex", 6: "bool"}
 
 
 cdef class _Tensor:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import disjoint_base
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-WEIGHTS: tuple[str, ...]
+_Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
+@disjoint_base
 class PackedEncoder:
     def __init__(self, layers: list[Any], precision: str | None = None) -> None: ...
     @property
@@ -16,10 +17,10 @@ class PackedEncoder:
     def d_model(self) -> int: ...
     def run(
         self,
-        x: Array,
-        cu_seqlens: Array,
+        x: _Array,
+        cu_seqlens: _Array,
         num_threads: int,
         first: int = 0,
         last: int | None = None,
-        tables: Sequence[tuple[Array, Array]] = (),
-    ) -> Array: ...
+        tables: Sequence[tuple[_Array, _Array]] = (),
+    ) -> _Array: ...

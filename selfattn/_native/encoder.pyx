@@ -70,7 +70,7 @@ cdef void pre_and_post_norm(sa_rows *r, const sa_layer *layer) noexcept nogil:
 
 # ---- the weights, packed ----
 
-WEIGHTS = ("qkv", "output", "up", "down")
+cdef tuple WEIGHTS = ("qkv", "output", "up", "down")
 
 
 cdef class PackedEncoder:

@@ -6,51 +6,51 @@ import numpy as np
 
 from selfattn.attention.options import AttentionOptions
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-Sizes = tuple[int, int, int, int, int, int]
+_Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+_Sizes = tuple[int, int, int, int, int, int]
 MAX_LEADING: int
 
-def plain_sizes(query: Any, key: Any, value: Any) -> tuple[tuple[int, ...], Sizes] | None: ...
-def lies_apart(out: Array, inputs: tuple[Array | None, ...]) -> bool: ...
+def plain_sizes(query: Any, key: Any, value: Any) -> tuple[tuple[int, ...], _Sizes] | None: ...
+def lies_apart(out: _Array, inputs: tuple[_Array | None, ...]) -> bool: ...
 def attention(
-    query: Array,
-    key: Array,
-    value: Array | None,
-    out: Array | None,
-    lse: Array | None,
+    query: _Array,
+    key: _Array,
+    value: _Array | None,
+    out: _Array | None,
+    lse: _Array | None,
     leading: tuple[int, ...],
-    sizes: Sizes,
+    sizes: _Sizes,
     options: AttentionOptions | str | None,
     num_threads: int,
     *,
     what: str = "attention",
-    positions: Array | None = None,
-    cu_seqlens_q: Array | None = None,
-    cu_seqlens_kv: Array | None = None,
-    block_tables: Array | None = None,
-    key_scale: Array | None = None,
-    value_scale: Array | None = None,
+    positions: _Array | None = None,
+    cu_seqlens_q: _Array | None = None,
+    cu_seqlens_kv: _Array | None = None,
+    block_tables: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     uninterrupted: bool = False,
 ) -> None: ...
 def attention_backward(
-    grad_out: Array,
-    query: Array,
-    key: Array,
-    value: Array,
-    out: Array,
-    lse: Array,
-    grad_query: Array | None,
-    grad_key: Array | None,
-    grad_value: Array | None,
+    grad_out: _Array,
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    out: _Array,
+    lse: _Array,
+    grad_query: _Array | None,
+    grad_key: _Array | None,
+    grad_value: _Array | None,
     leading: tuple[int, ...],
-    sizes: Sizes,
+    sizes: _Sizes,
     options: AttentionOptions | str | None,
     num_threads: int,
     *,
-    cu_seqlens_q: Array | None = None,
-    cu_seqlens_kv: Array | None = None,
-    grad_sink_rows: Array | None = None,
-    grad_alibi_rows: Array | None = None,
-    grad_bias: Array | None = None,
-    grad_relative_bias: Array | None = None,
+    cu_seqlens_q: _Array | None = None,
+    cu_seqlens_kv: _Array | None = None,
+    grad_sink_rows: _Array | None = None,
+    grad_alibi_rows: _Array | None = None,
+    grad_bias: _Array | None = None,
+    grad_relative_bias: _Array | None = None,
 ) -> None: ...

@@ -117,6 +117,16 @@ def fitting(query: Any, key: Any, value: Any) -> tuple[tuple[Array, ...], tuple[
     return (query, key, value), plain
 
 
+def fitting_keys(query: Any, key: Any) -> tuple[tuple[Array, Array], tuple[tuple[int, ...], Sizes]]:
+    """The same without a value."""
+    plain = _operator.plain_sizes(query, key, key)
+    if plain is None:
+        query, key = operands(query, key)
+        return (query, key), head_sizes(query, key)
+    leading, sizes = plain
+    return (query, key), (leading, (*sizes[:5], 0))
+
+
 def head_sizes(query: Array, key: Array, value: Array | None = None) -> tuple[tuple[int, ...], Sizes]:
     """The leading shape, broadcast, and the sizes of (..., heads, length, dim) arrays that fit together."""
     shapes = query.shape, key.shape, key.shape if value is None else value.shape

@@ -71,10 +71,11 @@ def attention_backward(
         TypeError, ValueError: as `attention`; grad_out, out or lse of another shape or dtype than attention
             gave; a `need` that is none of these, or of what was not given.
     """
+    _BACKWARD.refuse_others(options)
     query, key, value, grad_out, out = operands(query, key, value, grad_out, out, names=_NAMES)
     leading, sizes = head_sizes(query, key, value)
     problem = Problem(query.dtype, leading, sizes)
-    record = checked(problem, options, _BACKWARD)
+    record = checked(problem, **options)
     names = _needed(
         need,
         bias=record.bias,
@@ -128,9 +129,10 @@ def varlen_attention_backward(
     Raises:
         TypeError, ValueError: as `attention_backward` and `varlen_attention`.
     """
+    _VARLEN_BACKWARD.refuse_others(options)
     query, key, value, grad_out, out = operands(query, key, value, grad_out, out, names=_NAMES)
     sequences = packed_sequences(query, key, value, cu_seqlens_q, cu_seqlens_kv)
-    record = checked(sequences.problem, options, _VARLEN_BACKWARD)
+    record = checked(sequences.problem, **options)
     names = _needed(
         need, sinks=record.sinks, alibi_slopes=record.alibi_slopes, relative_bias=record.relative_bias
     )

@@ -10,7 +10,7 @@ import numpy as np
 from selfattn._checks import as_integer, as_lengths
 from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, arithmetic, as_array, finish, head_sizes, target
-from selfattn.attention.options import Problem, accepted_by, checked
+from selfattn.attention.options import Lengths, Problem, accepted_by, checked
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -179,14 +179,15 @@ class KVCache:
         Returns:
             (batch, num_heads, q_len, value_dim) in the query's dtype; with return_lse also the lse.
         """
+        _CACHED.refuse_others(options)
         query = self._query(query)
         lengths = self._lengths
         longest = lengths.max(initial=0)
         key, value = self._key[:, :, :longest], self._value[:, :, :longest]
-        leading, sizes = head_sizes(query, key, value)
-        options = {"causal": "bottom_right", **options}
+        leading, sizes = _operator.plain_sizes(query, key, value) or head_sizes(query, key, value)
+        options.setdefault("causal", "bottom_right")
         problem = Problem(query.dtype, leading, sizes)
-        record = checked(problem, options, _CACHED)._replace(kv_lengths=lengths)
+        record = checked(problem, **options)._replace(kv_lengths=Lengths(lengths))
         threads = resolve_num_threads(num_threads)
         num_heads, _, q_len, _, _, value_dim = sizes
         result = target(out, (*leading, num_heads, q_len, value_dim), query.dtype)

@@ -9,11 +9,12 @@ import numpy as np
 
 from selfattn._checks import as_integers
 from selfattn._native import operator as _operator
-from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, fitting, head_sizes, operands, target
+from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, fitting, fitting_keys, target
 from selfattn.attention.options import (
     Alignment,
     AttentionOptions,
     Causal,
+    Lengths,
     Problem,
     accepted_by,
     alignment,
@@ -146,22 +147,23 @@ def attention(
         options: AttentionOptions | Alignment | None = diagonal
     else:
         problem = Problem(query.dtype, leading, sizes)
-        given = {
-            "mask": mask,
-            "bias": bias,
-            "causal": causal,
-            "window": window,
-            "kv_lengths": kv_lengths,
-            "scale": scale,
-            "softcap": softcap,
-            "alibi_slopes": alibi_slopes,
-            "sinks": sinks,
-            "relative_bias": relative_bias,
-            "dropout": dropout,
-            "seed": seed,
-            "precision": precision,
-        }
-        options, threads = checked(problem, given), resolve_num_threads(num_threads)
+        options = checked(
+            problem,
+            mask=mask,
+            bias=bias,
+            causal=causal,
+            window=window,
+            kv_lengths=kv_lengths,
+            scale=scale,
+            softcap=softcap,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+            relative_bias=relative_bias,
+            dropout=dropout,
+            seed=seed,
+            precision=precision,
+        )
+        threads = resolve_num_threads(num_threads)
     shape = (*leading, sizes[0], sizes[2], sizes[5])
     inputs = query, key, value
     result = np.empty(shape, query.dtype) if out is None else _target(out, shape, inputs, sizes, options)
@@ -209,10 +211,10 @@ def attention_weights(
     Raises:
         TypeError, ValueError: as `attention`; rows that are no integers, or beyond q_len.
     """
-    query, key = operands(query, key)
-    leading, sizes = head_sizes(query, key)
+    _WEIGHTS.refuse_others(options)
+    (query, key), (leading, sizes) = fitting_keys(query, key)
     problem = Problem(query.dtype, leading, sizes)
-    record, threads = checked(problem, options, _WEIGHTS), resolve_num_threads(num_threads)
+    record, threads = checked(problem, **options), resolve_num_threads(num_threads)
     if rows is not None:
         return _weights_of_rows(query, key, _rows(rows, sizes[2]), problem, record, threads)
     return weigh(query, key, problem, record, threads)
@@ -247,10 +249,10 @@ def attention_column_sums(
     Raises:
         TypeError, ValueError: as `attention`.
     """
-    query, key = operands(query, key)
-    leading, sizes = head_sizes(query, key)
+    _COLUMN_SUMS.refuse_others(options)
+    (query, key), (leading, sizes) = fitting_keys(query, key)
     problem = Problem(query.dtype, leading, sizes)
-    call = leading, sizes, checked(problem, options, _COLUMN_SUMS), resolve_num_threads(num_threads)
+    call = leading, sizes, checked(problem, **options), resolve_num_threads(num_threads)
     rows = np.empty((*leading, sizes[0], sizes[2], 2), arithmetic(query.dtype))
     _operator.attention(query, key, None, None, rows, *call, what="row_statistics")
     sums = np.zeros((*leading, sizes[0], sizes[3]))
@@ -290,7 +292,7 @@ def _weights_of_rows(
 
     def weigh(part: slice, first_position: int) -> None:
         q, k, m, b = (_of_items(x, part, len(leading)) for x in (query, key, options.mask, options.bias))
-        lengths = None if options.kv_lengths is None else options.kv_lengths[part]
+        lengths = None if options.kv_lengths is None else Lengths(options.kv_lengths[part])
         how = options._replace(mask=m, bias=b, kv_lengths=lengths)
         some = weights[part]
         _operator.attention(
@@ -310,7 +312,7 @@ def _weights_of_rows(
     return weights
 
 
-def _of_rows(array: Array | None, rows: npt.NDArray[np.int64]) -> Array | None:
+def _of_rows(array: Array | None, rows: npt.NDArray[np.int64]) -> Any:
     return array if array is None or array.ndim < 2 or array.shape[-2] == 1 else array[..., rows, :]
 
 

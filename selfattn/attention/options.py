@@ -1,6 +1,6 @@
 """The options of the operator: each spelled once in `Options`, and checked once, into one `AttentionOptions`.
 
-A new option is a key of Options, a field of AttentionOptions and a line in `checked`; the compiled module
+A new option is a key of Options, a field of AttentionOptions and two lines in `checked`; the compiled module
 reads the record.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NewType, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NewType
 
 import numpy as np
 
@@ -51,9 +51,19 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
 
 Causal = bool | Literal["top_left", "bottom_right"]
 Alignment = Literal["top_left", "bottom_right"]
+Mask = NewType("Mask", Array)  # bool
+Bias = NewType("Bias", Array)  # the query's dtype or float32
+Window = NewType("Window", tuple[int | None, int | None])
+Lengths = NewType("Lengths", Array)  # int64
 Scale = NewType("Scale", float)
 Softcap = NewType("Softcap", float)
+Slopes = NewType("Slopes", Array)  # float64
+Sinks = NewType("Sinks", Array)  # float64
+RelativeBias = NewType("RelativeBias", Array)  # float64
+Share = NewType("Share", float)
+Seed = NewType("Seed", int)
 
+NO_DROPOUT = Share(0.0), Seed(0)
 _ENDLESS = 1 << 40  # a window wider than any array is an open one
 
 
@@ -71,30 +81,74 @@ class Problem(NamedTuple):
 class AttentionOptions(NamedTuple):
     """The options of one call, checked: what the kernels get of them. Made by `checked`.
 
-    (A dataclass would bring `dataclasses` and `inspect` into `import selfattn`, and takes three times as long
-    to make.)
+    Every field has a type of its own, so that a type checker notices two that are swapped. (A dataclass would
+    bring `dataclasses` and `inspect` into `import selfattn`, and takes three times as long to make.)
     """
 
     scale: Scale
-    mask: Array | None = None  # bool, broadcasts to the scores
-    bias: Array | None = None  # the query's dtype or float32, broadcasts likewise
+    mask: Mask | None = None  # broadcasts to the scores
+    bias: Bias | None = None  # likewise
     causal: Alignment | None = None
-    window: tuple[int | None, int | None] | None = None
-    kv_lengths: Int64 | None = None  # (items,)
+    window: Window | None = None
+    kv_lengths: Lengths | None = None  # (items,)
     softcap: Softcap | None = None
-    alibi_slopes: npt.NDArray[np.float64] | None = None  # (num_heads,)
-    sinks: npt.NDArray[np.float64] | None = None  # (num_heads,)
-    relative_bias: npt.NDArray[np.float64] | None = None  # (num_heads, 2 * reach + 1)
-    dropout: float = 0.0
-    seed: int = 0
+    alibi_slopes: Slopes | None = None  # (num_heads,)
+    sinks: Sinks | None = None  # (num_heads,)
+    relative_bias: RelativeBias | None = None  # (num_heads, 2 * reach + 1)
+    dropout: Share = Share(0.0)
+    seed: Seed = Seed(0)
     precision: Precision | None = None
 
 
+def checked(
+    problem: Problem,
+    *,
+    mask: AnyArray | None = None,
+    bias: AnyArray | None = None,
+    causal: Causal = False,
+    window: tuple[int | None, int | None] | None = None,
+    kv_lengths: npt.ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: npt.ArrayLike | None = None,
+    sinks: npt.ArrayLike | None = None,
+    relative_bias: npt.ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
+    precision: Precision | None = None,
+) -> AttentionOptions:
+    """The options of a call as one record; TypeError or ValueError naming the first that is wrong."""
+    no_dropout = seed is None and type(dropout) is float and dropout == 0.0
+    return AttentionOptions(  # by position, as that takes a third of the time
+        default_scale(problem.sizes[4]) if scale is None else _scale(scale, problem),
+        None if mask is None else _mask(mask, problem),
+        None if bias is None else _bias(bias, problem),
+        None if causal is False else _alignment(causal, problem),
+        None if window is None else _window(window),
+        None if kv_lengths is None else _lengths(kv_lengths, problem),
+        None if softcap is None else _softcap(softcap, problem),
+        None if alibi_slopes is None else _slopes(alibi_slopes, problem),
+        None if sinks is None else _sinks(sinks, problem),
+        None if relative_bias is None else _relative_bias(relative_bias, problem),
+        *(NO_DROPOUT if no_dropout else _dropout(dropout, seed)),
+        None if precision is None else _precision(precision, problem),
+    )
+
+
 class Accepted(NamedTuple):
-    """The options that a form of attention takes, for its error."""
+    """The options that a form of attention takes."""
 
     form: str
     names: frozenset[str]
+
+    def refuse_others(self, options: Mapping[str, object]) -> None:
+        """TypeError, as Python's own, for an option that the form does not take."""
+        for name in options:
+            if name not in self.names:
+                taken = ", ".join(field for field in AttentionOptions._fields if field in self.names)
+                raise TypeError(
+                    f"{self.form}() got an unexpected keyword argument {name!r}; its options are {taken}"
+                )
 
 
 def accepted_by(form: str, without: tuple[str, ...] = ()) -> Accepted:
@@ -102,66 +156,24 @@ def accepted_by(form: str, without: tuple[str, ...] = ()) -> Accepted:
     return Accepted(form, frozenset(AttentionOptions._fields) - frozenset(without))
 
 
-def checked(
-    problem: Problem, options: Mapping[str, object], accepted: Accepted | None = None
-) -> AttentionOptions:
-    """The options of a call as one record; TypeError or ValueError naming the first that is wrong.
-
-    TypeError, too, for one that is not `accepted`. What is missing or None is not given.
-    """
-    if accepted is not None and not options.keys() <= accepted.names:
-        raise TypeError(_unexpected(options, accepted))
-    given = cast("Options", options)
-    num_heads, _, _, _, head_dim, _ = problem.sizes
-    computed_in = arithmetic(problem.dtype)
-    mask, bias, causal = given.get("mask"), given.get("bias"), given.get("causal", False)
-    window, kv_lengths, scale = given.get("window"), given.get("kv_lengths"), given.get("scale")
-    softcap, slopes, sinks = given.get("softcap"), given.get("alibi_slopes"), given.get("sinks")
-    relative = given.get("relative_bias")
-    dropout, seed, precision = given.get("dropout", 0.0), given.get("seed"), given.get("precision")
-    no_dropout = seed is None and type(dropout) is float and dropout == 0.0
-    share, seed_number = (0.0, 0) if no_dropout else _dropout(dropout, seed)
-    return AttentionOptions(
-        mask=None if mask is None else _mask(mask, problem),
-        bias=None if bias is None else _bias(bias, problem),
-        causal=None if causal is False else _alignment(causal, problem),
-        scale=default_scale(head_dim) if scale is None else _scale(scale, computed_in),
-        window=None if window is None else _window(window),
-        softcap=None if softcap is None else _softcap(softcap, computed_in),
-        alibi_slopes=None if slopes is None else _slopes(slopes, num_heads, computed_in),
-        sinks=None if sinks is None else _sinks(sinks, num_heads, computed_in),
-        relative_bias=None if relative is None else _relative_bias(relative, num_heads, computed_in),
-        dropout=share,
-        seed=seed_number,
-        precision=None if precision is None else _precision(precision, problem.dtype),
-        kv_lengths=None if kv_lengths is None else _lengths(kv_lengths, problem),
-    )
-
-
-def _unexpected(options: Mapping[str, object], accepted: Accepted) -> str:
-    name = next(name for name in options if name not in accepted.names)
-    taken = ", ".join(field for field in AttentionOptions._fields if field in accepted.names)
-    return f"{accepted.form}() got an unexpected keyword argument {name!r}; its options are {taken}"
-
-
 # ---- masks ----
 
 
-def _mask(x: AnyArray, problem: Problem) -> Array:
+def _mask(x: AnyArray, problem: Problem) -> Mask:
     mask = as_array("mask", x)
     if mask.dtype != np.bool_:
         raise TypeError(f"mask has dtype {mask.dtype}; it must be bool (add floats as bias)")
     _require_broadcast("mask", mask, problem)
-    return mask
+    return Mask(mask)
 
 
-def _bias(x: AnyArray, problem: Problem) -> Array:
+def _bias(x: AnyArray, problem: Problem) -> Bias:
     bias, dtype = as_array("bias", x), problem.dtype
     if bias.dtype not in (dtype, FLOAT32):
         accepted = "float32" if dtype == FLOAT32 else f"{dtype} or float32"
         raise TypeError(f"bias has dtype {bias.dtype}; it must be {accepted} (pass booleans as mask)")
     _require_broadcast("bias", bias, problem)
-    return bias
+    return Bias(bias)
 
 
 def _require_broadcast(name: str, array: Array, problem: Problem) -> None:
@@ -209,7 +221,7 @@ def alignment(causal: object, q_len: int, kv_len: int, where: str = "") -> Align
     raise ValueError(f'causal={causal!r} must be False, True, "top_left" or "bottom_right"')
 
 
-def _window(window: object) -> tuple[int | None, int | None]:
+def _window(window: object) -> Window:
     if not isinstance(window, tuple | list) or len(window) != 2:
         raise TypeError(f"window={window!r} must be a pair (left, right); None leaves a side open")
     left, right = window
@@ -217,16 +229,15 @@ def _window(window: object) -> tuple[int | None, int | None]:
     right = None if right is None else as_integer("window", right)
     if min(left or 0, right or 0) < 0:
         raise ValueError(f"window={window!r} must not be negative; None leaves a side open")
-    return (
-        None if left is None or left > _ENDLESS else left,
-        None if right is None or right > _ENDLESS else right,
-    )
+    left = None if left is None or left > _ENDLESS else left
+    return Window((left, None if right is None or right > _ENDLESS else right))
 
 
-def _lengths(lengths: npt.ArrayLike, problem: Problem) -> Int64:
+def _lengths(lengths: npt.ArrayLike, problem: Problem) -> Lengths:
     if problem.kv_lens is not None:
-        return as_lengths("kv_lengths", lengths, problem.kv_lens.size, problem.kv_lens)
-    return as_lengths("kv_lengths", lengths, problem.leading[0] if problem.leading else 1, problem.sizes[3])
+        return Lengths(as_lengths("kv_lengths", lengths, problem.kv_lens.size, problem.kv_lens))
+    items = problem.leading[0] if problem.leading else 1
+    return Lengths(as_lengths("kv_lengths", lengths, items, problem.sizes[3]))
 
 
 # ---- numbers ----
@@ -237,48 +248,42 @@ def default_scale(head_dim: int) -> Scale:
     return Scale(1.0 / math.sqrt(head_dim))
 
 
-def _scale(scale: float, computed_in: np.dtype[Any]) -> Scale:
-    return Scale(as_number("scale", scale, computed_in))
+def _scale(scale: float, problem: Problem) -> Scale:
+    return Scale(as_number("scale", scale, arithmetic(problem.dtype)))
 
 
-def _softcap(softcap: float, computed_in: np.dtype[Any]) -> Softcap:
+def _softcap(softcap: float, problem: Problem) -> Softcap:
+    computed_in = arithmetic(problem.dtype)
     cap, least = as_number("softcap", softcap, computed_in), least_of(computed_in)
     if cap < least:
         raise ValueError(f"softcap={softcap} must be at least {least:.3g}; leave it out for none")
     return Softcap(cap)
 
 
-def _slopes(x: npt.ArrayLike, num_heads: int, computed_in: np.dtype[Any]) -> npt.NDArray[np.float64]:
-    slopes = _per_head("alibi_slopes", x, num_heads)
-    _require_finite("alibi_slopes", slopes, computed_in)
-    return slopes
+def _slopes(x: npt.ArrayLike, problem: Problem) -> Slopes:
+    slopes = _per_head("alibi_slopes", x, problem)
+    _require_finite("alibi_slopes", slopes, problem)
+    return Slopes(slopes)
 
 
-def _sinks(x: npt.ArrayLike, num_heads: int, computed_in: np.dtype[Any]) -> npt.NDArray[np.float64]:
-    logits = _per_head("sinks", x, num_heads)
-    _require_finite("sinks", np.where(logits == -np.inf, 0, logits), computed_in, "; -inf is no sink")
-    return logits
+def _sinks(x: npt.ArrayLike, problem: Problem) -> Sinks:
+    logits = _per_head("sinks", x, problem)
+    _require_finite("sinks", np.where(logits == -np.inf, 0, logits), problem, "; -inf is no sink")
+    return Sinks(logits)
 
 
-def _relative_bias(x: npt.ArrayLike, num_heads: int, computed_in: np.dtype[Any]) -> npt.NDArray[np.float64]:
-    """(num_heads, 2 * reach + 1) of the distances -reach to reach of a key from the query's position."""
-    table = _real_numbers("relative_bias", x)
-    if table.ndim != 2 or len(table) != num_heads or table.shape[1] % 2 == 0:
+def _relative_bias(x: npt.ArrayLike, problem: Problem) -> RelativeBias:
+    array, num_heads = _real_numbers("relative_bias", x), problem.sizes[0]
+    if array.ndim != 2 or len(array) != num_heads or array.shape[1] % 2 == 0:
         raise ValueError(
-            f"relative_bias has shape {table.shape}; it must be (num_heads={num_heads}, 2 * reach + 1), "
+            f"relative_bias has shape {array.shape}; it must be (num_heads={num_heads}, 2 * reach + 1), "
             "a number for each distance from -reach to reach"
         )
-    wide = np.array(table, np.float64, order="C")
-    if not (np.abs(wide) <= largest_of(computed_in)).all():
-        raise ValueError(f"relative_bias holds NaN, Inf or a number that is not finite in {computed_in}")
-    return wide
-
-
-def _per_head(name: str, x: npt.ArrayLike, num_heads: int) -> npt.NDArray[np.float64]:
-    array = _real_numbers(name, x)
-    if array.shape != (num_heads,):
-        raise ValueError(f"{name} has shape {array.shape}; one number for each head is {(num_heads,)}")
-    return np.array(array, np.float64, order="C")
+    computed_in = arithmetic(problem.dtype)
+    table = np.array(array, np.float64, order="C")
+    if not (np.abs(table) <= largest_of(computed_in)).all():
+        raise ValueError(f"relative_bias holds a number that is not finite in {computed_in}")
+    return RelativeBias(table)
 
 
 def _real_numbers(name: str, x: npt.ArrayLike) -> Array:
@@ -288,13 +293,21 @@ def _real_numbers(name: str, x: npt.ArrayLike) -> Array:
     return array
 
 
-def _require_finite(name: str, x: npt.NDArray[np.float64], computed_in: np.dtype[Any], fix: str = "") -> None:
+def _per_head(name: str, x: npt.ArrayLike, problem: Problem) -> npt.NDArray[np.float64]:
+    array, shape = _real_numbers(name, x), problem.sizes[:1]
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; one number for each head is {shape}")
+    return np.array(array, np.float64, order="C")
+
+
+def _require_finite(name: str, x: npt.NDArray[np.float64], problem: Problem, fix: str = "") -> None:
+    computed_in = arithmetic(problem.dtype)
     largest = largest_of(computed_in)
     for head in (~(np.abs(x) <= largest)).nonzero()[0][:1]:
         raise ValueError(f"{name}[{head}]={x[head]} must be finite in {computed_in}, at most {largest}{fix}")
 
 
-def _dropout(dropout: float, seed: int | None) -> tuple[float, int]:
+def _dropout(dropout: float, seed: int | None) -> tuple[Share, Seed]:
     """The share and the seed; a seed without a share is no dropout."""
     share = as_number("dropout", dropout)
     if not 0 <= share < 1:
@@ -304,8 +317,8 @@ def _dropout(dropout: float, seed: int | None) -> tuple[float, int]:
     number = 0 if seed is None else as_integer("seed", seed)
     if not 0 <= number < 1 << 64:
         raise ValueError(f"seed={seed} must be between 0 and 2**64 - 1")
-    return (share, number) if share else (0.0, 0)
+    return (Share(share), Seed(number)) if share else NO_DROPOUT
 
 
-def _precision(precision: object, dtype: np.dtype[Any]) -> Precision | None:
-    return as_precision(precision, dtype)
+def _precision(precision: object, problem: Problem) -> Precision | None:
+    return as_precision(precision, problem.dtype)

@@ -85,9 +85,10 @@ def varlen_attention(
     Raises:
         TypeError, ValueError: as `attention`; cu_seqlens that do not fit, naming the entry.
     """
+    _VARLEN.refuse_others(options)
     query, key, value = operands(query, key, value)
     sequences = packed_sequences(query, key, value, cu_seqlens_q, cu_seqlens_kv)
-    record = checked(sequences.problem, options, _VARLEN)
+    record = checked(sequences.problem, **options)
     result = target(out, (*query.shape[:-1], value.shape[-1]), query.dtype)
     lse = np.empty(query.shape[1::-1], arithmetic(query.dtype)) if return_lse else None
     attend(query, key, value, sequences, record, result, lse, resolve_num_threads(num_threads))

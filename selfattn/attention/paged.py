@@ -9,7 +9,7 @@ import numpy as np
 from selfattn._checks import as_integers, as_lengths
 from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, operands, require_heads, target
-from selfattn.attention.options import Problem, accepted_by, checked
+from selfattn.attention.options import Lengths, Problem, accepted_by, checked
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -59,6 +59,7 @@ def paged_attention(
     Raises:
         TypeError, ValueError: as `attention`; block_tables with a used entry that is no page, naming it.
     """
+    _PAGED.refuse_others(options)
     names = ("query", "key_pages", "value_pages")
     query, key_pages, value_pages = operands(query, key_pages, value_pages, names=names)
     _require_pages(query, key_pages, value_pages)
@@ -67,7 +68,7 @@ def paged_attention(
     kv_len, value_dim = int(lengths.max(initial=0)), value_pages.shape[-1]
     sizes: Sizes = (num_heads, key_pages.shape[1], q_len, kv_len, head_dim, value_dim)
     problem = Problem(query.dtype, (batch,), sizes, kv_lens=lengths)
-    record = checked(problem, options, _PAGED)._replace(kv_lengths=lengths)
+    record = checked(problem, **options)._replace(kv_lengths=Lengths(lengths))
     threads = resolve_num_threads(num_threads)
     result = target(out, (batch, num_heads, q_len, value_dim), query.dtype)
     lse = np.empty(result.shape[:-1], arithmetic(query.dtype)) if return_lse else None

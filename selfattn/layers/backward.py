@@ -18,7 +18,7 @@ from selfattn.attention.backward import packed_gradients
 from selfattn.attention.options import AttentionOptions
 from selfattn.attention.packed import Sequences, attend, sequences_of
 from selfattn.layers.base import Array, Layer, Weights
-from selfattn.layers.multihead import positions_of
+from selfattn.layers.packed_batch import positions_of
 from selfattn.layers.projections import ROLES, Projections
 
 if TYPE_CHECKING:

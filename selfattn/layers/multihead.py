@@ -30,7 +30,7 @@ from selfattn.layers.base import (
 )
 from selfattn.layers.cell import SelfAttentionCell
 from selfattn.layers.norm import Norm
-from selfattn.layers.packed_batch import PackedBatch
+from selfattn.layers.packed_batch import PackedBatch, positions_of
 from selfattn.layers.projections import ROLES, Projections
 from selfattn.layers.relative_bias import RelativeBias
 from selfattn.layers.rotary import RotaryPositions
@@ -193,16 +193,16 @@ class MultiHeadSelfAttention(Projections):
     def _options(self) -> AttentionOptions:
         """What the operator is told, checked as its own arguments are."""
         sizes = (self.num_heads, self.num_kv_heads, 0, 0, self.head_dim, self.value_dim)
-        given = {
-            "causal": self.causal,
-            "scale": self.scale,
-            "window": self.window,
-            "softcap": self.softcap,
-            "alibi_slopes": self.alibi_slopes,
-            "sinks": self.sinks,
-            "relative_bias": None if self.relative_bias is None else self.relative_bias.by_distance(),
-        }
-        return checked(Problem(FLOAT32, (), sizes), given)
+        return checked(
+            Problem(FLOAT32, (), sizes),
+            causal=self.causal,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+            alibi_slopes=self.alibi_slopes,
+            sinks=self.sinks,
+            relative_bias=None if self.relative_bias is None else self.relative_bias.by_distance(),
+        )
 
     @classmethod
     def from_cells(
@@ -384,12 +384,6 @@ def _per_head(name: str, matrix: Array, heads_name: str, heads: int) -> int:
 def _normed(norm: Norm | None, x: Array, threads: int) -> Array:
     """x (tokens, heads, head_dim), each head normed by itself or all of a word: the norm's width says it."""
     return x if norm is None else norm._normed(x.reshape(-1, len(norm.weight)), threads).reshape(x.shape)
-
-
-def positions_of(cu_seqlens: Array) -> Array:
-    """The position of every token in its sequence, (tokens,)."""
-    positions: Array = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-    return positions
 
 
 def _check_width(name: str, norm: Norm | None, head_dim: int, heads_name: str, heads: int) -> None:

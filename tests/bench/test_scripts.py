@@ -204,6 +204,17 @@ def test_a_build_that_is_there_is_used_again(tmp_path: Path, monkeypatch: pytest
     assert compare.build("0a1b", tmp_path).wheel.name == "selfattn-1.whl"
 
 
+def test_what_grew_is_counted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(
+        [{"x": 100.0, "y": 100.0}, {"x": 103.0, "y": 100.0, "new": 9.0}, {"x": 101.0}, {"x": 100.5}]
+    )
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(compare, "instructions", lambda _, *names: asked.append(names) or next(answers))
+    counts = compare.counted([SITE, SITE], ["x", "y", "new"], 1.01)
+    assert counts == [{"x": 100.0, "y": 100.0}, {"x": 100.5, "y": 100.0, "new": 9.0}]
+    assert asked == [("x", "y", "new")] * 2 + [("x",)] * 2
+
+
 def test_the_calls_use_public_names_alone() -> None:
     text = compare.CALLS.read_text()
     assert "selfattn._" not in text

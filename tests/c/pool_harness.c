@@ -1,6 +1,7 @@
-/* Drives csrc/pool.c without Python. `pool_harness NAME` runs one case: exit status 0, or 1 with the failed line. */
+/* Drives csrc/runtime/pool.c without Python. `pool_harness NAME` runs one case: exit status 0, or 1 with the failed line. */
 #define _GNU_SOURCE
 #include "runtime/pool.h"
+#include "runtime/workspace.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -154,7 +155,7 @@ static int rises(void *context, ptrdiff_t index)
 static void test_order(void)
 {
     atomic_ptrdiff_t begun = 0;
-    CHECK(sa_parallel_in_turns(MOST, rises, &begun, 8) == SA_OK);
+    CHECK(sa_parallel_in_order(MOST, rises, &begun, 8) == SA_OK);
     CHECK(begun == MOST);
 }
 

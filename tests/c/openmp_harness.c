@@ -12,13 +12,13 @@
 static pid_t first_process;
 static atomic_int loans;
 
-int __real_sa_team_start(struct sa_openmp_loan *loan);
-int __wrap_sa_team_start(struct sa_openmp_loan *loan);
+int __real_sa_openmp_start(struct sa_openmp_loan *loan);
+int __wrap_sa_openmp_start(struct sa_openmp_loan *loan);
 
-int __wrap_sa_team_start(struct sa_openmp_loan *loan)
+int __wrap_sa_openmp_start(struct sa_openmp_loan *loan)
 {
     atomic_fetch_add(&loans, 1);
-    return __real_sa_team_start(loan);
+    return __real_sa_openmp_start(loan);
 }
 
 __attribute__((constructor)) static void remember_process(void)
@@ -63,5 +63,5 @@ static void operation(void)
 
 #define OTHER_THREADS (9 * omp_get_max_threads()) /* main and eight callers have a team each */
 #define sa_parallel_for(...) (operation(), sa_parallel_for(__VA_ARGS__))
-#define sa_parallel_in_turns(...) (operation(), sa_parallel_in_turns(__VA_ARGS__))
+#define sa_parallel_in_order(...) (operation(), sa_parallel_in_order(__VA_ARGS__))
 #include "pool_harness.c"
