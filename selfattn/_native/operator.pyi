@@ -33,15 +33,8 @@ def attention(
     uninterrupted: bool = False,
 ) -> None: ...
 def attention_backward(
-    grad_out: _Array,
-    query: _Array,
-    key: _Array,
-    value: _Array,
-    out: _Array,
-    lse: _Array,
-    grad_query: _Array | None,
-    grad_key: _Array | None,
-    grad_value: _Array | None,
+    arrays: tuple[_Array, _Array, _Array, _Array, _Array, _Array],
+    grads: dict[str, _Array],
     leading: tuple[int, ...],
     sizes: _Sizes,
     options: AttentionOptions | str | None,
@@ -49,8 +42,4 @@ def attention_backward(
     *,
     cu_seqlens_q: _Array | None = None,
     cu_seqlens_kv: _Array | None = None,
-    grad_sink_rows: _Array | None = None,
-    grad_alibi_rows: _Array | None = None,
-    grad_bias: _Array | None = None,
-    grad_relative_bias: _Array | None = None,
 ) -> None: ...

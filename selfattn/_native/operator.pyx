@@ -266,22 +266,22 @@ def attention(query not None, key not None, value, out, lse, tuple leading, tupl
     raise_status(status)
 
 
-def attention_backward(grad_out not None, query not None, key not None, value not None, out not None, lse not None,
-                       grad_query, grad_key, grad_value, tuple leading, tuple sizes, options, int num_threads, *,
-                       cu_seqlens_q=None, cu_seqlens_kv=None, grad_sink_rows=None, grad_alibi_rows=None,
-                       grad_bias=None, grad_relative_bias=None):
-    """The gradients whose arrays are given. Arguments as for attention(), of which out and lse are the results.
+def attention_backward(tuple arrays not None, dict grads not None, tuple leading, tuple sizes, options,
+                       int num_threads, *, cu_seqlens_q=None, cu_seqlens_kv=None):
+    """The gradients whose arrays are given, by the names of what they are the gradients of.
 
-    grad_query has the query's dtype. grad_key and grad_value, in the arithmetic's dtype and (*leading, num_kv_heads,
-    kv_len, dim) with contiguous rows, grad_bias, float64 and of the bias' shape, and grad_relative_bias, float64 and
-    C-contiguous, are added to: they begin as zeros. grad_sink_rows and grad_alibi_rows are (*leading, num_heads, q_len),
-    to be summed. The arithmetic is that of the dtype, whatever the precision.
+    `arrays` are grad_out, query, key, value, out and lse; all but the first as for attention(), of which out and lse are
+    the results. grads["query"] has the query's dtype. "key" and "value", in the arithmetic's dtype and (*leading,
+    num_kv_heads, kv_len, dim) with contiguous rows, "bias", float64 and of the bias' shape, and "relative_bias", float64
+    and C-contiguous, are added to: they begin as zeros. "sinks" and "alibi_slopes" are (*leading, num_heads, q_len), to be
+    summed. The arithmetic is that of the dtype, whatever the precision.
     """
+    grad_out, query, key, value, out, lse = arrays
     cdef sa_attention args
     cdef Views views
     cdef int status = SA_OK, axes = len(leading)
     set_call(&args, query, key, leading, sizes, options, cu_seqlens_q, cu_seqlens_kv)
-    args.grad_relative_bias = <double *>data_of(grad_relative_bias)
+    args.grad_relative_bias = <double *>data_of(grads.get("relative_bias"))
     views.used = 0
     try:
         take(&views, &args.grad_out, grad_out, 1, axes)
@@ -290,12 +290,12 @@ def attention_backward(grad_out not None, query not None, key not None, value no
         take(&views, &args.value, value, 1, axes)
         take(&views, &args.out, out, 1, axes)
         take(&views, &args.lse, lse, 0, axes)
-        take(&views, &args.grad_query, grad_query, 1, axes, True)
-        take(&views, &args.grad_key, grad_key, 1, axes, True)
-        take(&views, &args.grad_value, grad_value, 1, axes, True)
-        take(&views, &args.grad_bias, grad_bias, 1, axes, True)
-        take(&views, &args.grad_sinks, grad_sink_rows, 0, axes, True)
-        take(&views, &args.grad_alibi, grad_alibi_rows, 0, axes, True)
+        take(&views, &args.grad_query, grads.get("query"), 1, axes, True)
+        take(&views, &args.grad_key, grads.get("key"), 1, axes, True)
+        take(&views, &args.grad_value, grads.get("value"), 1, axes, True)
+        take(&views, &args.grad_bias, grads.get("bias"), 1, axes, True)
+        take(&views, &args.grad_sinks, grads.get("sinks"), 0, axes, True)
+        take(&views, &args.grad_alibi, grads.get("alibi_slopes"), 0, axes, True)
         take_masks(&args, &views, options, axes)
         with nogil:
             status = library.attention_backward(library.active(), &args, num_threads)

@@ -91,7 +91,8 @@ def attention_backward(
         wide = (array.astype(lse.dtype, copy=False) for array in (grad_out, query, key, value, out))
         grad_out, query, key, value, out = wide
     grads = _zeros(names, leading, rows, query, key, value, record)
-    _run((grad_out, query, key, value, out, lse), grads, problem, record, resolve_num_threads(num_threads))
+    arrays = grad_out, query, key, value, out, lse
+    _operator.attention_backward(arrays, grads, leading, sizes, record, resolve_num_threads(num_threads))
     return tuple(_finished(name, grads[name], originals.get(name), lse.dtype) for name in names)
 
 
@@ -157,8 +158,10 @@ def packed_gradients(
     grads = _zeros(names, (), (num_heads, total_q), query, key, value, options)
     heads_first = {name: grad.swapaxes(0, 1) if name in _QKV else grad for name, grad in grads.items()}
     g, q, k, v, o = (array.swapaxes(0, 1) for array in arrays)
-    bounds = sequences.cu_seqlens_q, sequences.cu_seqlens_kv
-    _run((g, q, k, v, o, lse), heads_first, sequences.problem, options, num_threads, bounds)
+    _operator.attention_backward(
+        (g, q, k, v, o, lse), heads_first, (), sequences.problem.sizes, options, num_threads,
+        cu_seqlens_q=sequences.cu_seqlens_q, cu_seqlens_kv=sequences.cu_seqlens_kv,
+    )  # fmt: skip
     originals = {"query": query, "key": key, "value": value}
     return tuple(_finished(name, grads[name], originals.get(name), lse.dtype) for name in names)
 
@@ -220,32 +223,6 @@ def _zeros(
         if name in wanted:
             grads[name] = np.zeros(getattr(options, name).shape)
     return grads
-
-
-def _run(
-    arrays: tuple[Array, Array, Array, Array, Array, Array],
-    grads: dict[str, Array],
-    problem: Problem,
-    options: AttentionOptions,
-    num_threads: int,
-    cu_seqlens: tuple[Array, Array] | tuple[None, None] = (None, None),
-) -> None:
-    _operator.attention_backward(
-        *arrays,
-        grads.get("query"),
-        grads.get("key"),
-        grads.get("value"),
-        problem.leading,
-        problem.sizes,
-        options,
-        num_threads,
-        cu_seqlens_q=cu_seqlens[0],
-        cu_seqlens_kv=cu_seqlens[1],
-        grad_sink_rows=grads.get("sinks"),
-        grad_alibi_rows=grads.get("alibi_slopes"),
-        grad_bias=grads.get("bias"),
-        grad_relative_bias=grads.get("relative_bias"),
-    )
 
 
 def _finished(name: str, grad: Array, original: Array | None, computed_in: np.dtype[Any]) -> Array:

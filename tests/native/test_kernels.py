@@ -28,12 +28,12 @@ def test_linear_is_exact_on_integers(rng, rows, width):
 
 
 @pytest.mark.parametrize("width", [16, 32, 48, 64, 449])
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_linear_of_every_number_of_few_rows(rng, width, bfloat16):
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_linear_of_every_number_of_few_rows(rng, width, precision):
     """Tiles of every height, and of panels more than threads: each is somebody's."""
     x, weight = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((19, 390), (390, width)))
     for rows in range(1, 20):
-        y = _pointwise.linear(x[:rows], weight, None, None, 3, bfloat16)
+        y = _pointwise.linear(x[:rows], weight, None, None, 3, precision)
         np.testing.assert_array_equal(y, x[:rows] @ weight)
 
 
@@ -116,7 +116,7 @@ def test_linear_of_bfloat16_is_exact_on_small_integers(rng, rows, width):
         bias = rng.integers(-8, 9, width).astype(np.float32)
         expected = np.maximum(x @ weight + bias, 0)
         for turned in (weight, np.ascontiguousarray(weight.T).T, np.repeat(weight, 2, axis=1)[:, ::2]):
-            np.testing.assert_array_equal(_pointwise.linear(x, turned, bias, "relu", 2, True), expected)
+            np.testing.assert_array_equal(_pointwise.linear(x, turned, bias, "relu", 2, "bfloat16"), expected)
 
 
 def test_linear_of_bfloat16_rounds_what_it_multiplies(rng):
@@ -124,7 +124,7 @@ def test_linear_of_bfloat16_rounds_what_it_multiplies(rng):
     x = rng.standard_normal((50, 300)).astype(np.float32)
     weight = rng.standard_normal((300, 70)).astype(np.float32)
     rounded = [a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in (x, weight)]
-    y, plain = (_pointwise.linear(x, weight, None, None, 2, bfloat16) for bfloat16 in (True, False))
+    y, plain = (_pointwise.linear(x, weight, None, None, 2, precision) for precision in ("bfloat16", None))
     if np.array_equal(y, plain):
         assert _runtime.multiply_add(True, 100) == _runtime.multiply_add(False, 100)  # as many
     else:
@@ -135,7 +135,9 @@ def test_linear_of_bfloat16_rounds_what_it_multiplies(rng):
 def test_rows_of_bfloat16_do_not_depend_on_each_other(rng, depth):
     x = rng.standard_normal((130, depth)).astype(np.float32)
     weight = rng.standard_normal((depth, 70)).astype(np.float32)
-    together = _pointwise.linear(x, weight, None, "gelu", 1, True)
+    together = _pointwise.linear(x, weight, None, "gelu", 1, "bfloat16")
     for row in (0, 5, 6, 47, 48, 95, 96, 129):
-        assert_same_bits(_pointwise.linear(x[row : row + 1], weight, None, "gelu", 1, True)[0], together[row])
-    assert_same_bits(_pointwise.linear(x, weight, None, "gelu", 3, True), together)
+        assert_same_bits(
+            _pointwise.linear(x[row : row + 1], weight, None, "gelu", 1, "bfloat16")[0], together[row]
+        )
+    assert_same_bits(_pointwise.linear(x, weight, None, "gelu", 3, "bfloat16"), together)

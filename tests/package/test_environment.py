@@ -43,7 +43,7 @@ def test_a_source_folder_that_is_not_built(tmp_path):
     process = run_python("import selfattn", PYTHONPATH=str(tmp_path))
     assert process.returncode == 1
     last = process.stderr.strip().splitlines()[-1]
-    for said in ("ImportError: ", str(package), "_kernels", "build_ext --inplace", "another directory"):
+    for said in ("ImportError: ", str(package), "_native", "build_ext --inplace", "another directory"):
         assert said in last
 
 
