@@ -18,6 +18,7 @@ from selfattn.attention.backward import packed_gradients
 from selfattn.attention.options import AttentionOptions
 from selfattn.attention.packed import Sequences, attend, sequences_of
 from selfattn.layers.base import Array, Layer, Weights
+from selfattn.layers.packed_batch import positions_of
 from selfattn.layers.projections import ROLES, Projections
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from selfattn.layers.encoder_layer import EncoderLayer
     from selfattn.layers.feed_forward import FeedForward
     from selfattn.layers.multihead import MultiHeadSelfAttention
-    from selfattn.layers.norm import BaseNorm
+    from selfattn.layers.norm import BaseNorm, Norm
 
 # ---- matrices and norms ----
 
@@ -88,43 +89,102 @@ def heads_forward(
 ) -> tuple[Array, SavedHeads]:
     """What the heads say of every word, side by side, (tokens, num_heads * value_dim): a view of saved."""
     query, key, value = layer._project(x, threads)
+    saved = _attended(x, query, key, value, cu_seqlens, options, threads)
+    return _side_by_side(saved.context), saved
+
+
+def _attended(
+    x: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens: Array,
+    options: AttentionOptions,
+    threads: int,
+) -> SavedHeads:
     context = np.empty((*query.shape[:2], value.shape[2]), query.dtype)
     sequences = sequences_of(query, key, value, cu_seqlens, cu_seqlens)
     lse = np.empty(query.shape[1::-1], query.dtype)
     attend(query, key, value, sequences, options, context, lse, threads)
-    return _side_by_side(context), SavedHeads(x, query, key, value, context, lse, sequences, options)
+    return SavedHeads(x, query, key, value, context, lse, sequences, options)
 
 
 def heads_backward(
     layer: Projections, saved: SavedHeads, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
+    grads_y = _through_attention(saved, grad_y, ROLES, threads)
+    grad_x, grads = _through_projections(layer, saved.x, grads_y, threads)
+    return grad_x, _of(layer, grads)
+
+
+def _through_attention(
+    saved: SavedHeads, grad_y: Array, need: tuple[str, ...], threads: int
+) -> dict[str, Array]:
+    """The gradients of what attention was given, by name."""
     s = saved
     arrays = grad_y.reshape(s.context.shape), s.query, s.key, s.value, s.context
-    grads_qkv = packed_gradients(arrays, s.lse, s.sequences, s.options, ROLES, threads)
-    grads_y = {role: _side_by_side(grad) for role, grad in zip(ROLES, grads_qkv, strict=True)}
-    grad_x, grads = linear_backward(layer, grads_y, s.x, threads)
-    return grad_x, _of(layer, grads)
+    return dict(
+        zip(need, packed_gradients(arrays, s.lse, s.sequences, s.options, need, threads), strict=True)
+    )
+
+
+def _through_projections(
+    layer: Projections, x: Array, grads_y: dict[str, Array], threads: int
+) -> tuple[Array, Weights]:
+    return linear_backward(layer, {role: _side_by_side(grads_y[role]) for role in ROLES}, x, threads)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedAttention:
+    """query and key (tokens, heads, head_dim) before their norms, where they have any."""
+
+    heads: SavedHeads
+    query: Array | None
+    key: Array | None
 
 
 def attention_forward(
     layer: MultiHeadSelfAttention, x: Array, cu_seqlens: Array, threads: int
-) -> tuple[Array, SavedHeads]:
+) -> tuple[Array, SavedAttention]:
     """y = heads(x) W_output + b."""
-    options = layer._options(layer.causal, layer.scale)
-    joined, saved = heads_forward(layer, x, cu_seqlens, options, threads)
+    projected_query, projected_key, value = layer._project(x, threads)
+    query, key = layer._placed(projected_query, projected_key, cu_seqlens, threads)
+    heads = _attended(x, query, key, value, cu_seqlens, layer._options, threads)
+    joined = _side_by_side(heads.context)
     y = joined.copy() if layer.output_weight is None else linear(layer, "output", joined, threads)
-    return y, saved
+    before = projected_query if layer.query_norm else None, projected_key if layer.key_norm else None
+    return y, SavedAttention(heads, *before)
 
 
 def attention_backward(
-    layer: MultiHeadSelfAttention, saved: SavedHeads, grad_y: Array, threads: int
+    layer: MultiHeadSelfAttention, saved: SavedAttention, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
-    grad_joined, of_output = grad_y, Weights()
+    grad_joined, grads, heads = grad_y, Weights(), saved.heads
     if layer.output_weight is not None:
-        joined = _side_by_side(saved.context)
-        grad_joined, of_output = linear_backward(layer, {"output": grad_y}, joined, threads)
-    grad_x, of_heads = heads_backward(layer, saved, grad_joined, threads)
-    return grad_x, _of(layer, of_heads | of_output)
+        joined = _side_by_side(heads.context)
+        grad_joined, grads = linear_backward(layer, {"output": grad_y}, joined, threads)
+    beside = [name for name in ("sinks", "relative_bias") if getattr(layer, name) is not None]
+    grads_y = _through_attention(heads, grad_joined, (*ROLES, *beside), threads)
+    for role, norm, x in (("query", layer.query_norm, saved.query), ("key", layer.key_norm, saved.key)):
+        if layer.rotary is not None:
+            positions = positions_of(heads.sequences.cu_seqlens_q)
+            grads_y[role] = layer.rotary.turn_back(grads_y[role], positions)
+        if norm is not None and x is not None:
+            grads_y[role], grads[f"{role}_norm"] = _heads_norm_backward(norm, x, grads_y[role], threads)
+    grad_x, of_projections = _through_projections(layer, heads.x, grads_y, threads)
+    grads |= of_projections
+    if layer.sinks is not None:
+        grads["sinks"] = grads_y["sinks"]
+    if layer.relative_bias is not None:
+        grads["relative_bias"] = layer.relative_bias.backward(grads_y["relative_bias"])
+    return grad_x, _of(layer, grads)
+
+
+def _heads_norm_backward(norm: Norm, x: Array, grad_y: Array, threads: int) -> tuple[Array, Weights]:
+    """Of x (tokens, heads, head_dim), whose heads the norm took one by one or all of a word."""
+    width = len(norm.weight)
+    grad_x, grads = norm_backward(norm, x.reshape(-1, width), grad_y.reshape(-1, width), threads)
+    return grad_x.reshape(x.shape), grads
 
 
 # ---- feed-forward ----
@@ -175,71 +235,80 @@ def feed_forward_backward(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedLayer:
-    """What each of the four parts keeps."""
+    """What each part keeps; of a norm that the layer does not have, None."""
 
-    attention: SavedHeads
-    attention_norm: Array
+    attention: SavedAttention
+    attention_norm: Array | None
+    attention_post_norm: Array | None
     feed_forward: SavedFeedForward
-    feed_forward_norm: Array
+    feed_forward_norm: Array | None
+    feed_forward_post_norm: Array | None
+
+
+def _maybe_norm(layer: BaseNorm | None, x: Array, threads: int) -> tuple[Array, Array | None]:
+    """norm(x), and x; without a norm x itself, and nothing to keep."""
+    return (x, None) if layer is None else norm_forward(layer, x, threads)
 
 
 def encoder_layer_forward(
     layer: EncoderLayer, x: Array, cu_seqlens: Array, threads: int
 ) -> tuple[Array, SavedLayer]:
-    """norm_first:  h = x + attention(norm1(x));   y = h + feed_forward(norm2(h))
-    otherwise:      h = norm1(x + attention(x));   y = norm2(h + feed_forward(h))
+    """norm_first:  h = x + post1(attention(norm1(x)));  y = h + post2(feed_forward(norm2(h)))
+    otherwise:      h = norm1(x + attention(x));         y = norm2(h + feed_forward(h))
     """
+    post1 = post2 = None
     if layer.norm_first:
-        normed, norm1 = norm_forward(layer.attention_norm, x, threads)
+        normed, norm1 = _maybe_norm(layer.attention_norm, x, threads)
         attended, attention = attention_forward(layer.attention, normed, cu_seqlens, threads)
+        attended, post1 = _maybe_norm(layer.attention_post_norm, attended, threads)
         h = x + attended
-        normed, norm2 = norm_forward(layer.feed_forward_norm, h, threads)
+        normed, norm2 = _maybe_norm(layer.feed_forward_norm, h, threads)
         fed, feed_forward = feed_forward_forward(layer.feed_forward, normed, threads)
+        fed, post2 = _maybe_norm(layer.feed_forward_post_norm, fed, threads)
         y = h + fed
     else:
         attended, attention = attention_forward(layer.attention, x, cu_seqlens, threads)
-        h, norm1 = norm_forward(layer.attention_norm, x + attended, threads)
+        h, norm1 = _maybe_norm(layer.attention_norm, x + attended, threads)
         fed, feed_forward = feed_forward_forward(layer.feed_forward, h, threads)
-        y, norm2 = norm_forward(layer.feed_forward_norm, h + fed, threads)
-    return y, SavedLayer(attention, norm1, feed_forward, norm2)
+        y, norm2 = _maybe_norm(layer.feed_forward_norm, h + fed, threads)
+    return y, SavedLayer(attention, norm1, post1, feed_forward, norm2, post2)
 
 
 def encoder_layer_backward(
     layer: EncoderLayer, saved: SavedLayer, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
-    def attention(grad: Array) -> tuple[Array, Weights]:
-        return attention_backward(layer.attention, saved.attention, grad, threads)
+    grads: Weights = {}
 
-    def norm1(grad: Array) -> tuple[Array, Weights]:
-        return norm_backward(layer.attention_norm, saved.attention_norm, grad, threads)
+    def norm(name: str, grad: Array) -> Array:
+        part, x = getattr(layer, name), getattr(saved, name)
+        if part is None:
+            return grad
+        grad_x, grads[name] = norm_backward(part, x, grad, threads)
+        return grad_x
 
-    def feed_forward(grad: Array) -> tuple[Array, Weights]:
-        return feed_forward_backward(layer.feed_forward, saved.feed_forward, grad, threads)
+    def attention(grad: Array) -> Array:
+        grad_x, grads["attention"] = attention_backward(layer.attention, saved.attention, grad, threads)
+        return grad_x
 
-    def norm2(grad: Array) -> tuple[Array, Weights]:
-        return norm_backward(layer.feed_forward_norm, saved.feed_forward_norm, grad, threads)
+    def feed_forward(grad: Array) -> Array:
+        grad_x, grads["feed_forward"] = feed_forward_backward(
+            layer.feed_forward, saved.feed_forward, grad, threads
+        )
+        return grad_x
 
     if layer.norm_first:
-        grad_normed, of_feed_forward = feed_forward(grad_y)
-        grad_h, of_norm2 = norm2(grad_normed)
+        grad_h = norm("feed_forward_norm", feed_forward(norm("feed_forward_post_norm", grad_y)))
         grad_h += grad_y
-        grad_normed, of_attention = attention(grad_h)
-        grad_x, of_norm1 = norm1(grad_normed)
+        grad_x = norm("attention_norm", attention(norm("attention_post_norm", grad_h)))
         grad_x += grad_h
     else:
-        grad_sum, of_norm2 = norm2(grad_y)
-        grad_h, of_feed_forward = feed_forward(grad_sum)
+        grad_sum = norm("feed_forward_norm", grad_y)
+        grad_h = feed_forward(grad_sum)
         grad_h += grad_sum
-        grad_sum, of_norm1 = norm1(grad_h)
-        grad_x, of_attention = attention(grad_sum)
+        grad_sum = norm("attention_norm", grad_h)
+        grad_x = attention(grad_sum)
         grad_x += grad_sum
-    grads = {
-        "attention": of_attention,
-        "attention_norm": of_norm1,
-        "feed_forward": of_feed_forward,
-        "feed_forward_norm": of_norm2,
-    }
-    return grad_x, grads
+    return grad_x, _of(layer, grads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,7 +325,7 @@ def encoder_forward(
 ) -> tuple[Array, SavedEncoder]:
     """One layer after the other, then the final norm."""
     kept: list[SavedLayer | Array] = []
-    for layer in stack.layers:
+    for layer in stack._whole:
         y, saved = encoder_layer_forward(layer, x, cu_seqlens, threads)
         kept.append(x if recompute else saved)
         x = y
@@ -269,16 +338,23 @@ def encoder_forward(
 def encoder_backward(
     stack: Encoder, saved: SavedEncoder, grad_y: Array, threads: int
 ) -> tuple[Array, Weights]:
-    grad, of_norm = grad_y, Weights()
+    grad, grads = grad_y, Weights()
     if stack.final_norm is not None:
-        grad, of_norm["final_norm"] = norm_backward(stack.final_norm, saved.final_norm, grad, threads)
+        grad, grads["final_norm"] = norm_backward(stack.final_norm, saved.final_norm, grad, threads)
     of_layers: list[Weights] = []
-    for layer, kept in zip(reversed(stack.layers), reversed(saved.layers), strict=True):
+    for layer, kept in zip(reversed(stack._whole), reversed(saved.layers), strict=True):
         if not isinstance(kept, SavedLayer):
             _, kept = encoder_layer_forward(layer, kept, saved.cu_seqlens, threads)
         grad, of_layer = encoder_layer_backward(layer, kept, grad, threads)
         of_layers.append(of_layer)
-    return grad, {"layers": of_layers[::-1]} | of_norm
+    grads["layers"] = of_layers[::-1]
+    if stack.relative_bias is not None:
+        table = np.zeros(stack.relative_bias.table.shape)
+        for layer, of_layer in zip(stack.layers, grads["layers"], strict=True):
+            if layer.attention.relative_bias is None:  # it added the shared one
+                table += of_layer["attention"].pop("relative_bias")["table"]
+        grads["relative_bias"] = {"table": table.astype(np.float32)}
+    return grad, _of(stack, grads)
 
 
 def _side_by_side(array: Array) -> Array:

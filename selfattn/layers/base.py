@@ -69,10 +69,15 @@ class Layer:
             object.__setattr__(self, name, value)
 
 
+def _are_layers(value: Any) -> bool:
+    """Layers in depth; other tuples are settings."""
+    return isinstance(value, tuple) and any(isinstance(one, Layer) for one in value)
+
+
 def _weights_of(value: Any) -> Any:
     if isinstance(value, Layer):
         return value.weights()
-    if isinstance(value, tuple):
+    if _are_layers(value):
         return [layer.weights() for layer in value]
     return value if isinstance(value, np.ndarray) else None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfattn.attention.options import AttentionOptions, Scale, default_scale
 from selfattn.layers.base import Array, Weights, as_causal, as_scale, initial_weight, same
 from selfattn.layers.packed_batch import PackedBatch
 from selfattn.layers.projections import Projections
@@ -52,6 +53,11 @@ class SelfAttentionCell(Projections):
         widths = (head_dim, head_dim, head_dim if value_dim is None else value_dim)
         weights = (initial_weight(rng, d_model, width) for width in widths)
         return cls(*weights, *(np.zeros(width, np.float32) if bias else None for width in widths))
+
+    def _options(self, causal: bool, scale: float | None) -> AttentionOptions:
+        """What the operator is told, both checked."""
+        factor = default_scale(self.head_dim) if scale is None else Scale(scale)
+        return AttentionOptions(scale=factor, causal="top_left" if causal else None)
 
     def __call__(
         self,

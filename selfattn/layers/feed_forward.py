@@ -68,6 +68,57 @@ class FeedForward(Layer):
         hidden, out = (np.zeros(width, np.float32) if bias else None for width in (d_ff, d_model))
         return cls(up, down, hidden, out, gate, hidden if gated else None, activation)
 
+    @classmethod
+    def from_joined(
+        cls,
+        joined_weight: npt.ArrayLike,
+        down_weight: Array,
+        *,
+        gate_first: bool,
+        joined_bias: npt.ArrayLike | None = None,
+        down_bias: Array | None = None,
+        activation: str = "gelu",
+    ) -> FeedForward:
+        """A network with a gate, from one matrix that holds gate and up side by side.
+
+        Args:
+            joined_weight: (d_model, 2 * d_ff): gate, then up, or up, then gate. A read-only array of float32
+                is not copied: gate_weight and up_weight are views of it.
+            down_weight: (d_ff, d_out).
+            gate_first: True where the gate, which the activation is of, is the first half.
+            joined_bias: (2 * d_ff,) in the same order, or None.
+            down_bias, activation: as of a FeedForward.
+
+        Raises:
+            TypeError: as for a FeedForward; gate_first that is not a bool.
+            ValueError: as for a FeedForward; joined_weight with an odd number of columns.
+
+        >>> halves, down = np.ones((8, 32), np.float32), np.ones((16, 8), np.float32)
+        >>> network = FeedForward.from_joined(halves, down, gate_first=True, activation="silu")
+        >>> network.gate_weight.shape, network(np.ones((3, 8), np.float32)).shape
+        ((8, 16), (3, 8))
+        """
+        if not isinstance(gate_first, bool | np.bool_):
+            raise TypeError(f"gate_first={gate_first!r} must be True or False")
+        joined = as_weight("joined_weight", joined_weight, 2)
+        width = joined.shape[1]
+        if width % 2:
+            raise ValueError(
+                f"joined_weight has {width} columns; gate and up side by side are of equal width"
+            )
+        bias = as_bias("joined_bias", joined_bias, width)
+        first, second = slice(0, width // 2), slice(width // 2, width)
+        gate, up = (first, second) if gate_first else (second, first)
+        return cls(
+            up_weight=joined[:, up],
+            down_weight=down_weight,
+            up_bias=None if bias is None else bias[up],
+            down_bias=down_bias,
+            gate_weight=joined[:, gate],
+            gate_bias=None if bias is None else bias[gate],
+            activation=activation,
+        )
+
     @property
     def d_model(self) -> int:
         """The width of a word's vector."""

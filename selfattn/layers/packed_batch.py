@@ -110,6 +110,12 @@ class PackedBatch:
         return out[0] if one else out
 
 
+def positions_of(cu_seqlens: Array) -> Array:
+    """The position of every token in its sequence, (tokens,)."""
+    positions: Array = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+    return positions
+
+
 def check_words(x: npt.ArrayLike, d_model: int) -> Array:
     """x (..., d_model) as a float32 array, aligned and C-contiguous; raises when it is anything else."""
     x = np.asarray(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selfattn._native import pointwise as _pointwise
-from selfattn.attention.options import AttentionOptions, Scale, default_scale
+from selfattn.attention.options import AttentionOptions
 from selfattn.layers.base import Array, Layer, as_bias, as_weight, join_biases, join_weights, same
 from selfattn.layers.packed_batch import PackedBatch
 
@@ -45,20 +45,19 @@ class Projections(Layer):
         query, key, value = self.query_weight, self.key_weight, self.value_weight
         same("d_model", query_weight=len(query), key_weight=len(key), value_weight=len(value))
 
-    def _options(self, causal: bool, scale: float | None) -> AttentionOptions:
-        """What the operator is told, both checked."""
-        factor = default_scale(self.head_dim) if scale is None else Scale(scale)
-        return AttentionOptions(scale=factor, causal="top_left" if causal else None)
-
     def _attend(self, words: PackedBatch, options: AttentionOptions, threads: int) -> Array:
         """What the heads say of every word, side by side, (tokens, num_heads * value_dim)."""
-        query, key, value = self._project(words.tokens, threads)
+        query, key, value = self._attending(words, threads)
         return words.attend(query, key, value, options, threads)
 
     def _weigh(self, words: PackedBatch, options: AttentionOptions, threads: int) -> Array:
         """How much each word attends to each other in each head, ([batch,] num_heads, seq_len, seq_len)."""
-        query, key = self._project(words.tokens, threads, ROLES[:2])
+        query, key = self._attending(words, threads, ROLES[:2])
         return words.attention_weights(query, key, options, threads)
+
+    def _attending(self, words: PackedBatch, threads: int, roles: tuple[str, ...] = ROLES) -> list[Array]:
+        """The queries, keys and values that attention takes; here, as they are projected."""
+        return self._project(words.tokens, threads, roles)
 
     def _project(self, rows: Array, threads: int, roles: tuple[str, ...] = ROLES) -> list[Array]:
         """rows (tokens, d_model): the queries, keys and values of every word, (tokens, heads, dim) each."""

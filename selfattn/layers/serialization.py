@@ -33,9 +33,9 @@ def save(encoder: Layer, path: str | os.PathLike[str]) -> None:
         part.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str], encoder: type[Layer], layers: tuple[type[Layer], ...]) -> Any:
-    """Reads a file that `save` wrote: an instance of the class `encoder`, made of instances of `layers`."""
-    kinds = {kind.__name__: kind for kind in (encoder, *layers)}
+def load(path: str | os.PathLike[str], encoder: type[Layer], parts: tuple[type, ...]) -> Any:
+    """Reads a file that `save` wrote: an instance of the class `encoder`, made of instances of `parts`."""
+    kinds = {kind.__name__: kind for kind in (encoder, *parts)}
     tensors, configuration = _read(Path(path))
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if problems := _differences(configuration["tensors"], found):
@@ -83,15 +83,15 @@ def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return missing + unexpected + shaped
 
 
-def _take_apart(layer: Layer, prefix: str = "") -> tuple[dict[str, Array], dict[str, Any]]:
-    """A layer's arrays by dotted name, and its settings as a JSON object with the layers inside it nested."""
+def _take_apart(layer: Any, prefix: str = "") -> tuple[dict[str, Array], dict[str, Any]]:
+    """A layer's arrays by dotted name, and its settings as a JSON object with the parts inside it nested."""
     tensors: dict[str, Array] = {}
     settings: dict[str, Any] = {"class": type(layer).__name__}
 
     def part(name: str, value: Any) -> Any:
         if isinstance(value, np.ndarray):
             tensors[prefix + name] = np.ascontiguousarray(value)
-        elif isinstance(value, Layer):
+        elif dataclasses.is_dataclass(value):
             inner, nested = _take_apart(value, f"{prefix}{name}.")
             tensors.update(inner)
             return nested
@@ -101,31 +101,31 @@ def _take_apart(layer: Layer, prefix: str = "") -> tuple[dict[str, Array], dict[
             return value
         return None
 
-    for field in dataclasses.fields(layer):  # type: ignore[arg-type]
+    for field in dataclasses.fields(layer):
         value = getattr(layer, field.name)
         described = part(field.name, value)
-        if described is not None:
+        is_missing = value is None and field.default is dataclasses.MISSING  # a norm that may be absent
+        if described is not None or is_missing:
             settings[field.name] = described
     return tensors, settings
 
 
 def _put_together(
-    kinds: dict[str, type[Layer]], tensors: dict[str, Array], settings: dict[str, Any], prefix: str = ""
+    kinds: dict[str, type], tensors: dict[str, Array], settings: dict[str, Any], prefix: str = ""
 ) -> Any:
     """The inverse of _take_apart."""
+
+    def part(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _put_together(kinds, tensors, value, f"{prefix}{name}.")
+        if isinstance(value, list):
+            return tuple(part(f"{name}.{i}", item) for i, item in enumerate(value))
+        return value
+
     name = settings["class"]
     if name not in kinds:
         raise ValueError(f"{name!r} is not a layer")
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            values[key] = _put_together(kinds, tensors, value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            values[key] = [
-                _put_together(kinds, tensors, item, f"{prefix}{key}.{i}.") for i, item in enumerate(value)
-            ]
-        elif key != "class":
-            values[key] = value
+    values = {key: part(key, value) for key, value in settings.items() if key != "class"}
     own = (key for key in tensors if key.startswith(prefix) and "." not in key[len(prefix) :])
     return kinds[name](**values, **{key[len(prefix) :]: tensors[key] for key in own})
 

@@ -39,8 +39,12 @@ from selfattn.reference.layers import gelu_tanh as gelu_tanh
 from selfattn.reference.layers import layer_norm as layer_norm
 from selfattn.reference.layers import linear as linear
 from selfattn.reference.layers import norm as norm
+from selfattn.reference.layers import relative_bias as relative_bias
+from selfattn.reference.layers import relative_buckets as relative_buckets
 from selfattn.reference.layers import relu as relu
 from selfattn.reference.layers import rms_norm as rms_norm
+from selfattn.reference.layers import rotary as rotary
 from selfattn.reference.layers import self_attention as self_attention
 from selfattn.reference.layers import self_attention_cell as self_attention_cell
+from selfattn.reference.layers import self_attention_weights as self_attention_weights
 from selfattn.reference.layers import silu as silu

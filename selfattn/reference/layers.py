@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selfattn.attention.arrays import Array
-from selfattn.reference.attention import attention
+from selfattn.reference.attention import attention, attention_weights
 
 if TYPE_CHECKING:
-    from selfattn.layers import Encoder, EncoderLayer, FeedForward, MultiHeadSelfAttention, SelfAttentionCell
+    from selfattn.layers import (
+        Encoder,
+        EncoderLayer,
+        FeedForward,
+        MultiHeadSelfAttention,
+        RelativeBias,
+        RotaryPositions,
+        SelfAttentionCell,
+    )
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -169,11 +177,106 @@ def self_attention_cell(
     return out[..., 0, :, :]
 
 
-def self_attention(x: Array, heads: MultiHeadSelfAttention, *, lengths: Array | None = None) -> Array:
-    """Cells side by side over the same words, their values joined and mixed by the output matrix."""
-    how: Any = {"lengths": lengths, "causal": heads.causal, "scale": heads.scale}
-    joined = np.concatenate([self_attention_cell(x, cell, **how) for cell in heads.cells], axis=-1)
+def rotary(x: Array, positions: RotaryPositions) -> Array:
+    """x (..., heads, seq_len, head_dim), each word turned to its place in the sequence."""
+    turning = x.shape[-1] if positions.rotary_dim is None else positions.rotary_dim
+    pairs = turning // 2
+    if positions.frequencies is None:
+        frequencies = positions.base ** (-np.arange(pairs) / pairs)
+    else:
+        frequencies = np.asarray(positions.frequencies)
+    angle = np.arange(x.shape[-2])[:, None] * frequencies  # (seq_len, pairs)
+    cosine = (np.cos(angle) * positions.factor).astype(x.dtype)
+    sine = (np.sin(angle) * positions.factor).astype(x.dtype)
+    halves = slice(0, pairs), slice(pairs, turning)
+    first, second = (slice(0, turning, 2), slice(1, turning, 2)) if positions.interleaved else halves
+    out = x.copy()
+    out[..., first] = x[..., first] * cosine - x[..., second] * sine
+    out[..., second] = x[..., first] * sine + x[..., second] * cosine
+    return out
+
+
+def relative_buckets(distance: Array, num_buckets: int, max_distance: int, bidirectional: bool) -> Array:
+    """The bucket of each distance of a key after its query, as T5 has them; logarithms in float32."""
+    after = distance > 0
+    if bidirectional:
+        half, far = num_buckets // 2, np.abs(distance)
+        first = np.where(after, half, 0)
+    else:
+        half, far, first = num_buckets, np.where(after, 0, -distance), np.zeros_like(distance)
+    single = half // 2
+    ratio = np.maximum(far, 1).astype(np.float32) / np.float32(single)
+    growth = np.log(ratio) / np.float32(math.log(max_distance / single)) * np.float32(half - single)
+    large = np.minimum(single + growth.astype(np.int64), half - 1)
+    out: Array = first + np.where(far < single, far, large)
+    return out
+
+
+def relative_bias(bias: RelativeBias, seq_len: int) -> Array:
+    """(num_heads, seq_len, seq_len), to be added to the scores: the whole of what the kernels never make."""
+    place = np.arange(seq_len)
+    distance = place - place[:, None]
+    bucket = relative_buckets(distance, len(bias.table), bias.max_distance, bias.bidirectional)
+    return np.moveaxis(bias.table[bucket], -1, 0)
+
+
+def heads_of(x: Array, heads: MultiHeadSelfAttention) -> tuple[Array, Array, Array]:
+    """Queries, keys and values as attention takes them, (..., heads, seq_len, dim): normed, then turned."""
+    projected = []
+    counts = {"query": heads.num_heads, "key": heads.num_kv_heads, "value": heads.num_kv_heads}
+    for role, count in counts.items():
+        rows = linear(x, getattr(heads, f"{role}_weight"), getattr(heads, f"{role}_bias"))
+        each_head = rows.reshape(*rows.shape[:-1], count, rows.shape[-1] // count)
+        over = None if role == "value" else getattr(heads, f"{role}_norm")
+        if over is not None:  # as wide as a head, or as all of them together
+            each_head = norm(rows if len(over.weight) == rows.shape[-1] else each_head, over)
+            each_head = each_head.reshape(*rows.shape[:-1], count, rows.shape[-1] // count)
+        each_head = each_head.swapaxes(-2, -3)
+        if heads.rotary is not None and role != "value":
+            each_head = rotary(each_head, heads.rotary)
+        projected.append(each_head)
+    query, key, value = projected
+    return query, key, value
+
+
+def attention_options(heads: MultiHeadSelfAttention, seq_len: int, shared: RelativeBias | None) -> Any:
+    """What the operator is told; `shared` is the encoder's relative bias, for heads without their own."""
+    names = ("causal", "scale", "window", "softcap", "alibi_slopes", "sinks")
+    options: dict[str, Any] = {name: getattr(heads, name) for name in names}
+    added = shared if heads.relative_bias is None else heads.relative_bias
+    return options | {"bias": None if added is None else relative_bias(added, seq_len)}
+
+
+def self_attention(
+    x: Array,  # (..., seq_len, d_model)
+    heads: MultiHeadSelfAttention,
+    *,
+    lengths: Array | None = None,
+    shared_bias: RelativeBias | None = None,
+) -> Array:
+    """Heads over the same words, their values joined and mixed, (..., seq_len, d_out)."""
+    options = attention_options(heads, x.shape[-2], shared_bias)
+    values: Array = attention(*heads_of(x, heads), kv_lengths=lengths, **options)
+    values = values.swapaxes(-2, -3)  # (..., seq_len, num_heads, value_dim)
+    joined = values.reshape(*values.shape[:-2], values.shape[-2] * values.shape[-1])
     return joined if heads.output_weight is None else linear(joined, heads.output_weight, heads.output_bias)
+
+
+def self_attention_weights(
+    x: Array,
+    heads: MultiHeadSelfAttention,
+    *,
+    lengths: Array | None = None,
+    shared_bias: RelativeBias | None = None,
+) -> Array:
+    """How much each word attends to each other, (..., num_heads, seq_len, seq_len); 0 in the padding."""
+    query, key, _ = heads_of(x, heads)
+    options = attention_options(heads, x.shape[-2], shared_bias)
+    weights = attention_weights(query, key, kv_lengths=lengths, **options)
+    if lengths is None:
+        return weights
+    real = np.arange(x.shape[-2]) < np.asarray(lengths)[:, None]  # (batch, seq_len)
+    return np.where(real[:, None, :, None], weights, 0)
 
 
 def feed_forward(x: Array, layer: FeedForward) -> Array:
@@ -191,19 +294,33 @@ def norm(x: Array, layer: Any) -> Array:
     return rms_norm(x, layer.weight, eps=layer.eps)
 
 
-def encoder_layer(x: Array, layer: EncoderLayer, *, lengths: Array | None = None) -> Array:
+def maybe_norm(x: Array, layer: Any) -> Array:
+    """x itself where a layer has no norm."""
+    return x if layer is None else norm(x, layer)
+
+
+def encoder_layer(
+    x: Array, layer: EncoderLayer, *, lengths: Array | None = None, shared_bias: RelativeBias | None = None
+) -> Array:
     """One layer, (..., seq_len, d_model) to the same."""
+
+    def attended(x: Array) -> Array:
+        return self_attention(x, layer.attention, lengths=lengths, shared_bias=shared_bias)
+
+    def fed(x: Array) -> Array:
+        return feed_forward(x, layer.feed_forward)
+
     if layer.norm_first:
-        x = x + self_attention(norm(x, layer.attention_norm), layer.attention, lengths=lengths)
-        return x + feed_forward(norm(x, layer.feed_forward_norm), layer.feed_forward)
-    x = norm(x + self_attention(x, layer.attention, lengths=lengths), layer.attention_norm)
-    return norm(x + feed_forward(x, layer.feed_forward), layer.feed_forward_norm)
+        x = x + maybe_norm(attended(maybe_norm(x, layer.attention_norm)), layer.attention_post_norm)
+        return x + maybe_norm(fed(maybe_norm(x, layer.feed_forward_norm)), layer.feed_forward_post_norm)
+    x = norm(x + attended(x), layer.attention_norm)
+    return norm(x + fed(x), layer.feed_forward_norm)
 
 
 def encoder(x: Array, stack: Encoder, *, lengths: Array | None = None) -> Array:
     """The layers in depth; rows beyond `lengths` (batch,) are 0."""
     for layer in stack.layers:
-        x = encoder_layer(x, layer, lengths=lengths)
+        x = encoder_layer(x, layer, lengths=lengths, shared_bias=stack.relative_bias)
     if stack.final_norm is not None:
         x = norm(x, stack.final_norm)
     if lengths is None:

@@ -1,15 +1,18 @@
 """Gradients through the layers against central differences of the specification, and to the last bit."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+from support.bits import assert_all_the_same, on_every_isa_with_fma
 from support.derivatives import assert_gradients, leaves
+from support.encoder_families import EVERY, FAMILIES, HEADS, KV_HEADS, OPTIONS, layers_with, shaken, t5
 from support.layer_makers import D_FF, D_MODEL, encoder, grouped, layer, norm, random_cell, same_bits, words
 
 from selfattn import reference
-from selfattn.layers import Encoder, EncoderLayer, FeedForward, MultiHeadSelfAttention
+from selfattn.layers import Encoder, EncoderLayer, FeedForward, MultiHeadSelfAttention, RelativeBias
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 MAKES = list(itertools.product([False, True], ["layer", "rms"], ACTIVATIONS, [False, True], [4, 2]))
@@ -109,7 +112,108 @@ def test_feed_forward(rng, activation, gated, shape):
     check(rng, network, reference.feed_forward, words(rng, *shape))
 
 
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_heads(rng, option):
+    heads = grouped(rng, HEADS, KV_HEADS, **OPTIONS[option](rng))
+    check(rng, heads, reference.self_attention, words(rng, 3, 9))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_option_in_depth(rng, name):
+    stack, x = EVERY[name](rng), words(rng, 4, 7)
+    specification = partial(reference.encoder, lengths=np.array(LENGTHS))
+    y, saved = stack.forward(x, lengths=LENGTHS)
+    grad_y = gradients_like(rng, y)
+    grad_x, grads = stack.backward(saved, grad_y)
+    assert_gradients(rng, stack, specification, x, grad_y, grad_x, grads)
+
+
+@pytest.mark.parametrize("missing", list(itertools.product([False, True], repeat=4)))
+def test_norms_that_are_missing(rng, missing):
+    one = shaken(rng, layers_with(rng, 1, norm_first=True, post_norms=True)[0])
+    names = ("attention_norm", "feed_forward_norm", "attention_post_norm", "feed_forward_post_norm")
+    without = {name: None for name, is_missing in zip(names, missing, strict=True) if is_missing}
+    check(rng, replace(one, **without), reference.encoder_layer, words(rng, 2, 6))
+
+
+def test_a_shared_relative_bias_has_the_sum_of_the_gradients_of_its_layers(rng):
+    """In the order of the layers, and not those of a layer that has its own."""
+    stack, x = t5(rng), words(rng, 2, 9)
+    own = replace(stack.layers[1].attention, relative_bias=RelativeBias(rng.standard_normal((4, HEADS))))
+    stack = replace(stack, layers=[stack.layers[0], replace(stack.layers[1], attention=own), stack.layers[2]])
+    check(rng, stack, reference.encoder, x)
+    y, saved = stack.forward(x)
+    grad_y = gradients_like(rng, y)
+    _, grads = stack.backward(saved, grad_y)
+    whole = replace(stack, layers=stack._whole, relative_bias=None)
+    _, saved = whole.forward(x)
+    _, apart = whole.backward(saved, grad_y)
+    tables = [apart["layers"][i]["attention"]["relative_bias"]["table"] for i in (0, 2)]
+    same_bits(grads["relative_bias"]["table"], (tables[0].astype(np.float64) + tables[1]).astype(np.float32))
+    assert list(grads) == list(stack.weights())
+
+
 # ---- one answer ----
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_threads_do_not_change_the_bits_of_a_family(rng, name, num_threads):
+    stack, x = FAMILIES[name](rng), words(rng, 9, 40)
+    y, saved = stack.forward(x, num_threads=1)
+    grad_y = gradients_like(rng, y)
+    grad_x, grads = stack.backward(saved, grad_y, num_threads=1)
+    threaded_x, threaded = stack.backward(saved, grad_y, num_threads=num_threads)
+    same_bits(threaded_x, grad_x)
+    same_gradients(threaded, grads)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_instruction_sets_do_not_change_the_bits_of_gradients(rng, name):
+    stack, x = EVERY[name](rng), words(rng, 3, 20)
+    grad_y = gradients_like(rng, x)
+
+    def compute():
+        grad_x, grads = stack.backward(stack.forward(x)[1], grad_y)
+        return grad_x, *(array for _, array in leaves(grads))
+
+    assert_all_the_same(*on_every_isa_with_fma(compute))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_padding_packing_and_recomputing_give_the_same_gradients(rng, name):
+    stack, x, real = EVERY[name](rng), words(rng, 4, 9), np.arange(9) < np.array(LENGTHS)[:, None]
+    y, saved = stack.forward(x, lengths=LENGTHS)
+    grad_y = gradients_like(rng, y)
+    grad_x, grads = stack.backward(saved, grad_y)
+    np.testing.assert_array_equal(grad_x[~real], 0)
+    for how in ({}, {"recompute": True}):
+        _, saved = stack.forward(x[real], cu_seqlens=np.cumsum([0, *LENGTHS]), **how)
+        packed_x, packed = stack.backward(saved, grad_y[real])
+        same_bits(packed_x, grad_x[real])
+        same_gradients(packed, grads)
+    for b, n in enumerate(LENGTHS):
+        _, saved = stack.forward(x[b, :n])
+        same_bits(stack.backward(saved, grad_y[b, :n])[0], grad_x[b, :n])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_backward_of_a_family_can_be_repeated_and_no_words_give_no_gradients(rng, name):
+    stack, x = FAMILIES[name](rng), words(rng, 3, 5)
+    y, saved = stack.forward(x)
+    grad_y = gradients_like(rng, y)
+    (grad_x, grads), before = stack.backward(saved, grad_y), (x.copy(), grad_y.copy())
+    y[...] = np.nan
+    again_x, again = stack.backward(saved, grad_y)
+    same_bits(again_x, grad_x)
+    same_gradients(again, grads)
+    same_bits(x, before[0])
+    same_bits(grad_y, before[1])
+    y, saved = stack.forward(words(rng, 3, 4), lengths=[0, 0, 0])
+    grad_x, grads = stack.backward(saved, gradients_like(rng, y))
+    np.testing.assert_array_equal(grad_x, np.zeros((3, 4, D_MODEL)))
+    for at, grad in leaves(grads):
+        np.testing.assert_array_equal(grad, np.zeros(grad.shape), at)
 
 
 @pytest.mark.parametrize(

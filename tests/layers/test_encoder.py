@@ -135,11 +135,11 @@ def test_hidden_states_stop_at_depth(rng, depth):
 
 def test_only_what_is_put_side_by_side_is_copied_for_the_stack(rng):
     plain, gated = layer(rng), layer(rng, gated=True)
-    assert packable(plain).up.weight is plain.feed_forward.up_weight
-    assert packable(plain).down.weight is plain.feed_forward.down_weight
+    assert packable(plain, []).up.weight is plain.feed_forward.up_weight
+    assert packable(plain, []).down.weight is plain.feed_forward.down_weight
     network = gated.feed_forward
     np.testing.assert_array_equal(
-        packable(gated).up.weight, np.hstack([network.gate_weight, network.up_weight])
+        packable(gated, []).up.weight, np.hstack([network.gate_weight, network.up_weight])
     )
 
 

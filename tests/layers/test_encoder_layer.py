@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.encoder_families import NORMS, layers_with, shaken
 from support.layer_makers import D_FF, D_MODEL, encoder, layer, norm, same_bits, words
 
 from selfattn import reference
 from selfattn.layers import Encoder, EncoderLayer, FeedForward, LayerNorm, MultiHeadSelfAttention
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+NAMES = ("attention_norm", "feed_forward_norm", "attention_post_norm", "feed_forward_post_norm")
 MAKES = list(itertools.product([False, True], ["layer", "rms"], ACTIVATIONS, [False, True], [4, 2]))
 
 
@@ -75,6 +77,54 @@ def test_attention_weights_of_a_pre_norm_layer_look_at_normed_words(rng):
     post, pre, x = layer(rng), layer(rng, norm_first=True), words(rng, 2, 5)
     same_bits(post.attention_weights(x), post.attention.attention_weights(x))
     same_bits(pre.attention_weights(x), pre.attention.attention_weights(pre.attention_norm(x)))
+
+
+# ---- norms before, after, both ----
+
+
+@pytest.mark.parametrize("missing", list(itertools.product([False, True], repeat=4)))
+def test_every_norm_of_a_pre_norm_layer_may_be_missing(rng, missing):
+    one = shaken(rng, layers_with(rng, 1, **NORMS["both"])[0])
+    one = replace(one, **{name: None for name, is_missing in zip(NAMES, missing, strict=True) if is_missing})
+    x = words(rng, 2, 9)
+    expected = reference.encoder_layer(x.astype(np.float64), one)
+    np.testing.assert_allclose(one(x), expected, rtol=2e-4, atol=2e-5)
+    same_bits(one.forward(x)[0], one(x))
+    left = [name for name, is_missing in zip(NAMES, missing, strict=True) if not is_missing]
+    assert [name for name in NAMES if name in one.weights()] == left
+
+
+def test_attention_weights_of_a_layer_without_its_first_norm(rng):
+    one = replace(layer(rng, norm_first=True), attention_norm=None)
+    x = words(rng, 2, 5)
+    same_bits(one.attention_weights(x), one.attention.attention_weights(x))
+
+
+def test_norms_that_need_norm_first(rng):
+    one, extra = layer(rng), norm(rng)
+    for name in NAMES[:2]:
+        with pytest.raises(ValueError, match=f"{name} is None; only a layer with norm_first goes without"):
+            replace(one, **{name: None})
+    for name in NAMES[2:]:
+        with pytest.raises(
+            ValueError, match="attention_post_norm and feed_forward_post_norm need norm_first"
+        ):
+            replace(one, **{name: extra})
+        with pytest.raises(ValueError, match=f"{name} is 25 wide; it must be d_model=24"):
+            replace(one, norm_first=True, **{name: LayerNorm(np.ones(D_MODEL + 1))})
+        with pytest.raises(TypeError, match=f"{name} is a FeedForward; it must be a LayerNorm or RMSNorm"):
+            replace(one, norm_first=True, **{name: one.feed_forward})
+
+
+def test_initialize_takes_norms_and_the_options_of_attention(rng):
+    how = {"norm_first": True, "post_norms": True, "norm": "rms", "num_kv_heads": 2, "head_dim": 6}
+    one = EncoderLayer.initialize(32, 4, 64, window=(5, 0), softcap=2.0, causal=True, **how, rng=rng)
+    heads = one.attention
+    assert (heads.window, heads.softcap, heads.causal, heads.num_kv_heads) == ((5, 0), 2.0, True, 2)
+    assert heads.head_dim == 6
+    assert all(getattr(one, name).kind == "rms" for name in NAMES)
+    with pytest.raises(TypeError, match="'bogus'"):
+        EncoderLayer.initialize(32, 4, 64, bogus=1, rng=rng)
 
 
 def test_layers_that_do_not_fit_together(rng):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from support.encoder_families import EVERY, FAMILIES
 from support.layer_makers import layer, norm, same_bits, words
 
 from selfattn.layers import Encoder, EncoderLayer, MultiHeadSelfAttention
@@ -35,12 +36,53 @@ def rewrite(path, change):
     save_file(tensors, path, metadata)
 
 
+def settings_in(path):
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata()["version"] == "1"
+        return json.loads(file.metadata()["configuration"])["encoder"]
+
+
 def test_loading_gives_back_every_bit(saved, rng):
     stack, path = saved
     back, x = Encoder.load(path), words(rng, 2, 5)
     same_bits(back(x), stack(x))
     assert repr(back.layers) == repr(stack.layers)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_option_comes_back(rng, tmp_path, name):
+    stack, path = EVERY[name](rng), tmp_path / "encoder.safetensors"
+    stack.save(path)
+    back, x = Encoder.load(path), words(rng, 2, 9)
+    same_bits(back(x), stack(x))
+    assert repr(back.layers) == repr(stack.layers)
+    assert repr(back) == repr(stack)
+    assert [layer.attention.rotary for layer in back.layers] == [
+        layer.attention.rotary for layer in stack.layers
+    ]
+    back.save(path.with_name("again"))
+    assert settings_in(path.with_name("again")) == settings_in(path)
+
+
+def test_a_shared_relative_bias_is_a_named_tensor(rng, tmp_path):
+    stack = FAMILIES["t5"](rng)
+    stack.save(tmp_path / "t5")
+    same_bits(load_file(tmp_path / "t5")["relative_bias.table"], stack.relative_bias.table)
+
+
+OLD_NAMES = {"class", "attention", "attention_norm", "feed_forward", "feed_forward_norm", "norm_first"}
+OLD_HEADS = {"class", "num_heads", "num_kv_heads", "causal", "scale"}
+
+
+def test_a_file_of_before_the_options_is_the_same_file(saved):
+    """What an encoder without them writes has no word of the options, so that files of before still load."""
+    _, path = saved
+    settings = settings_in(path)
+    assert set(settings) == {"class", "layers", "final_norm"}
+    for one in settings["layers"]:
+        assert set(one) <= OLD_NAMES
+        assert set(one["attention"]) <= OLD_HEADS
 
 
 def test_the_file_holds_named_tensors(saved):
@@ -93,6 +135,23 @@ DAMAGES = {
     "norm": (lambda t, c, m: c["encoder"].update(final_norm=3), "final_norm is a int"),
     "deep": (lambda t, c, m: m.update(configuration="[" * 100_000), "no readable configuration"),
     "heads": (lambda t, c, m: c["encoder"]["layers"][0]["attention"].update(num_heads=5), "num_heads=5"),
+    "no norm": (
+        lambda t, c, m: c["encoder"]["layers"][0].update(norm_first=False, attention_norm=None),
+        "norm_first",
+    ),
+    "window": (lambda t, c, m: c["encoder"]["layers"][0]["attention"].update(window=[1]), "window=.* a pair"),
+    "rotary": (
+        lambda t, c, m: c["encoder"]["layers"][0]["attention"].update(
+            rotary={"class": "RotaryPositions", "base": -1}
+        ),
+        "base=-1 must be positive",
+    ),
+    "frequencies": (
+        lambda t, c, m: c["encoder"]["layers"][0]["attention"].update(
+            rotary={"class": "RotaryPositions", "frequencies": [1.0, "2"]}
+        ),
+        "frequencies='2' must be a number",
+    ),
 }
 
 

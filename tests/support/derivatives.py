@@ -5,9 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from selfattn.layers import MultiHeadSelfAttention
 from selfattn.layers.base import Layer
-from selfattn.layers.projections import ROLES
 
 STEP = 1e-6
 
@@ -41,22 +39,7 @@ def specified(layer, weights):
             values[name] = [specified(*pair) for pair in zip(values[name], new, strict=True)]
         else:
             values[name] = new
-    result = SimpleNamespace(**values, kind=getattr(layer, "kind", None))
-    if isinstance(layer, MultiHeadSelfAttention):
-        result.cells = [_cell(result, head) for head in range(layer.num_heads)]
-    return result
-
-
-def _cell(heads, head):
-    group = heads.num_heads // heads.num_kv_heads
-    own = {"query": (heads.num_heads, head)} | dict.fromkeys(ROLES[1:], (heads.num_kv_heads, head // group))
-    parts = {}
-    for role, (count, index) in own.items():
-        for part in ("weight", "bias"):
-            array = getattr(heads, f"{role}_{part}")
-            cut = None if array is None else np.split(array, count, axis=-1)[index]
-            parts[f"{role}_{part}"] = cut
-    return SimpleNamespace(**parts)
+    return SimpleNamespace(**values, kind=getattr(layer, "kind", None))
 
 
 def assert_gradients(rng, layer, function, x, grad_y, grad_x, grads):
