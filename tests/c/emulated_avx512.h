@@ -1,10 +1,10 @@
 /* emulated_avx512.h -- the AVX-512 kernels on a processor with AVX2: every intrinsic of 64-byte vectors that csrc uses,
- * in plain vectors, which the compiler splits, and the 32-byte instructions of AVX2, FMA and F16C.
+ * made of the instructions for 16 and 32 bytes of AVX2, FMA and F16C.
  *
  * It comes before everything else and changes no source: cc -include tests/c/emulated_avx512.h -Wno-psabi ...
  * Regions for AVX-512 are compiled for AVX2, and the processor says that it has AVX-512. Results are those of the
- * instructions to the last bit (NaN excepted: which of several NaN survives is the compiler's choice in any case). An
- * intrinsic that is not here fails to compile: add it. */
+ * instructions to the last bit. (Which of several NaN an addition passes on is the compiler's choice in any case.)
+ * An intrinsic that is missing here does not compile: add it. */
 #ifndef SELFATTN_EMULATED_AVX512_H
 #define SELFATTN_EMULATED_AVX512_H
 #if defined(__x86_64__)
@@ -42,22 +42,14 @@ SA_TARGET_BEGIN("")
 /* The types are immintrin.h's: 64 bytes, whatever the target. Here are their halves, quarters and lanes. */
 typedef union {
     __m512 ps;
-    __m512d pd;
     __m512i si;
     __m256 half[2];
-    __m256d half_pd[2];
     __m256i half_si[2];
     __m128 quarter[4];
-    __m128d quarter_pd[4];
     float f32[16];
-    uint32_t u32[16];
-    int32_t i32[16];
     uint16_t u16[32];
 } emulated;
 
-typedef float emulated_floats __attribute__((vector_size(64), may_alias));
-typedef double emulated_doubles __attribute__((vector_size(64), may_alias));
-typedef int32_t emulated_ints __attribute__((vector_size(64), may_alias));
 typedef uint32_t emulated_bits __attribute__((vector_size(64), may_alias));
 
 /* ---- arithmetic ---- */
