@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example-stacking example-fine-tune test test-oracles check format bench bench-smoke bench-tables sanitize test-neon test-avx512 wheel clean
+.PHONY: help demo example-stacking example-fine-tune test test-oracles check format bench bench-smoke bench-tables sanitize test-neon test-avx512 test-arm wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -120,6 +120,9 @@ test-avx512:  ## the same bits by the AVX-512 code (emulated, on a machine with 
 	.build/bits/emulated avx512 > .build/bits/avx512.txt
 	cmp .build/bits/avx2.txt .build/bits/avx512.txt
 	@echo "$$(wc -l < .build/bits/avx512.txt) results have the same bits with avx512 and with avx2"
+
+test-arm: $(VENV)/test  ## the same bits of the whole package on ARM (cross-compiled, under qemu) as on this machine
+	PYTHON=$(CURDIR)/$(PY) CROSS=$(CROSS) EMULATOR=$(EMULATOR) tests/arm/test.sh .build/arm $(or $(ARGS),--share 3)
 
 wheel: dist/.built  ## the wheel, in dist/
 
