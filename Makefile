@@ -29,10 +29,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo example-stacking example-fine-tune test test-fast test-oracles check format bench bench-smoke bench-tables sanitize test-neon wheel clean
+.PHONY: help dev demo example-stacking example-fine-tune test test-fast test-oracles check format bench bench-smoke \
+        bench-tables sanitize test-neon test-avx512 test-arm wheel clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 20
 
 # Writes the modules into selfattn/, where an editable install finds them. setup.py knows what each object was made of:
 # a changed .py or .md rebuilds nothing, a changed .pyx one module, a changed .inc.h the instruction sets.
@@ -125,6 +126,25 @@ test-neon:  ## the same bits on ARM (cross-compiled, under qemu) as on this mach
 	$(EMULATOR) .build/bits/arm neon > .build/bits/neon.txt
 	cmp .build/bits/avx2.txt .build/bits/neon.txt
 	@echo "$$(wc -l < .build/bits/neon.txt) results have the same bits with neon and with avx2"
+
+# Unrolled loops of emulated vectors would take the compiler minutes. A package with this code as its AVX-512:
+# SELFATTN_CFLAGS="$(EMULATED)" pip wheel . (an absolute path for the header).
+EMULATED  := -O1 -include tests/c/emulated_avx512.h -Wno-psabi \
+             -fdisable-tree-cunroll -fdisable-tree-cunrolli -fdisable-rtl-loop2_unroll
+
+test-avx512:  ## the same bits by the AVX-512 code (emulated, on a machine with AVX2) as by that for AVX2
+	mkdir -p .build/bits/avx512
+	printf '%s\n' tests/c/bits.c $(C_SOURCES) | xargs -P 2 -I{} sh -c \
+	    'gcc $(C_FLAGS) $(EMULATED) -c {} -o .build/bits/avx512/$$(basename {}).o 2> .build/bits/avx512/$$(basename {}).log \
+	    || { cat .build/bits/avx512/$$(basename {}).log; exit 255; }'
+	@gcc $(patsubst %,.build/bits/avx512/%.o,bits.c $(notdir $(C_SOURCES))) -o .build/bits/emulated -lpthread -lm
+	.build/bits/emulated avx2 > .build/bits/avx2.txt
+	.build/bits/emulated avx512 > .build/bits/avx512.txt
+	cmp .build/bits/avx2.txt .build/bits/avx512.txt
+	@echo "$$(wc -l < .build/bits/avx512.txt) results have the same bits with avx512 and with avx2"
+
+test-arm: $(VENV)/test  ## the same bits of the whole package on ARM (cross-compiled, under qemu) as on this machine
+	PYTHON=$(CURDIR)/$(PY) CROSS=$(CROSS) EMULATOR=$(EMULATOR) tests/arm/test.sh .build/arm $(or $(ARGS),--share 3)
 
 wheel: dist/.built  ## the wheel, in dist/
 	@[ dist/.built -nt README.md ] || { $(build-wheel); }  # which describes the wheel, and is in no module
