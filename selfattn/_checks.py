@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # numpy.typing is slow to import
     Int64 = npt.NDArray[np.int64]
 
 FLOAT32 = np.dtype(np.float32)
+_NUMBERS = (int, float, np.integer, np.floating)
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Precision = Literal["bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16",)  # rows of sa_formats in csrc/isa/dispatch.c
@@ -34,7 +35,7 @@ def as_integer(name: str, value: Any) -> int:
 
 def as_number(name: str, value: Any, dtype: np.dtype[Any] = FLOAT32) -> float:
     """`value` as a float that is finite in `dtype`; TypeError or ValueError naming it for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, _NUMBERS)):
         raise TypeError(f"{name}={value!r} must be a number, not a {type(value).__name__}")
     largest = largest_of(dtype)
     try:
@@ -98,6 +99,8 @@ def as_integers(name: str, x: npt.ArrayLike) -> Int64:
         raise TypeError(f"{name} has dtype {array.dtype}; it must be integers")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name} holds {array.max()}, which is beyond int64")
+    if array is not x and array.base is None and array.dtype == np.int64:  # made here, of a list
+        return array
     return np.array(array, np.int64, order="C")
 
 
@@ -108,7 +111,8 @@ def as_lengths(
     checked = as_integers(name, lengths)
     if checked.shape != (batch,) and not (batch == 1 and checked.ndim == 0):
         raise ValueError(f"{name} has shape {checked.shape}; one length for each item is {(batch,)}")
-    checked = checked.reshape(batch)
+    if not checked.ndim:
+        checked = checked.reshape(batch)
     if isinstance(most, int):
         wrong = (checked.view(np.uint64) > most).nonzero()[0]  # a negative one is a large one
     else:

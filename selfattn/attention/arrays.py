@@ -29,7 +29,7 @@ Sizes = tuple[int, int, int, int, int, int]  # num_heads, num_kv_heads, q_len, k
 FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
 _ACCEPTED = "float32, float64, float16 or bfloat16"
-_SHORT = 5e8  # multiply-adds: some ten milliseconds
+MOST_DIRECT_WORK = 5e8  # multiply-adds of a call that writes into out= itself: about ten milliseconds
 
 
 # ---- arrays in any form ----
@@ -197,8 +197,8 @@ def target(
     """
     if out is not None:
         there = _writable(out)
-        direct = there is out and there.dtype == dtype and there.shape == shape and work <= _SHORT
-        if direct and _operator.lies_apart(there, inputs):  # the rule, and quickly
+        direct = there is out and there.dtype == dtype and there.shape == shape and work <= MOST_DIRECT_WORK
+        if direct and _operator.lies_apart(there, inputs):  # the common case, and quickly
             return there
         if there.dtype.newbyteorder("=") != dtype:
             raise TypeError(f"out has dtype {there.dtype}; the result has {dtype}, as the query")

@@ -1,4 +1,4 @@
-"""The gradients of attention: of a whole array, or of a ragged batch."""
+"""The gradients of attention: of whole arrays, or of a packed batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, arithmetic, as_array, head_sizes, operands
-from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked
+from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked, no_options
 from selfattn.attention.packed import Sequences, packed_sequences
 from selfattn.runtime import resolve_num_threads
 
@@ -75,7 +75,7 @@ def attention_backward(
     query, key, value, grad_out, out = operands(query, key, value, grad_out, out, names=_NAMES)
     leading, sizes = head_sizes(query, key, value)
     problem = Problem(query.dtype, leading, sizes)
-    record = checked(problem, **options)
+    record = checked(problem, **options) if options else no_options(sizes[4])
     names = _needed(
         need,
         bias=record.bias,
@@ -133,7 +133,7 @@ def varlen_attention_backward(
     _VARLEN_BACKWARD.refuse_others(options)
     query, key, value, grad_out, out = operands(query, key, value, grad_out, out, names=_NAMES)
     sequences = packed_sequences(query, key, value, cu_seqlens_q, cu_seqlens_kv)
-    record = checked(sequences.problem, **options)
+    record = checked(sequences.problem, **options) if options else no_options(query.shape[-1])
     names = _needed(
         need, sinks=record.sinks, alibi_slopes=record.alibi_slopes, relative_bias=record.relative_bias
     )

@@ -9,8 +9,8 @@ import numpy as np
 
 from selfattn._checks import as_integer, as_lengths
 from selfattn._native import operator as _operator
-from selfattn.attention.arrays import Array, arithmetic, as_array, finish, head_sizes, target
-from selfattn.attention.options import Lengths, Problem, accepted_by, checked
+from selfattn.attention.arrays import FLOAT32, Array, arithmetic, as_array, finish, head_sizes, target
+from selfattn.attention.options import Lengths, Problem, accepted_by, checked, no_options
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -58,7 +58,7 @@ class KVCache:
             least = 1 if name in ("num_kv_heads", "head_dim") else 0
             if as_integer(name, size) < least:
                 raise ValueError(f"{name}={size} must be at least {least}")
-        self.dtype = np.dtype(dtype).newbyteorder("=")
+        self.dtype = np.dtype(np.dtype(dtype).type)  # of the machine's byte order, and NumPy's own object
         if self.dtype.name not in _DTYPES:
             raise TypeError(f"dtype={self.dtype.name} must be one of {', '.join(_DTYPES)}")
         self.capacity = capacity
@@ -182,27 +182,32 @@ class KVCache:
         _CACHED.refuse_others(options)
         query = self._query(query)
         lengths = self._lengths
-        longest = lengths.max(initial=0)
+        longest = int(np.maximum.reduce(lengths, initial=0))
         key, value = self._key[:, :, :longest], self._value[:, :, :longest]
         leading, sizes = _operator.plain_sizes(query, key, value) or head_sizes(query, key, value)
-        options.setdefault("causal", "bottom_right")
         problem = Problem(query.dtype, leading, sizes)
-        record = checked(problem, **options)._replace(kv_lengths=Lengths(lengths))
+        if options:
+            options.setdefault("causal", "bottom_right")
+            record = checked(problem, **options)
+        else:
+            record = no_options(sizes[4], "bottom_right")
+        record = record._replace(kv_lengths=Lengths(lengths))
         threads = resolve_num_threads(num_threads)
         num_heads, _, q_len, _, _, value_dim = sizes
-        result = target(out, (*leading, num_heads, q_len, value_dim), query.dtype)
+        shape = (*leading, num_heads, q_len, value_dim)
+        result = np.empty(shape, query.dtype) if out is None else target(out, shape, query.dtype)
         lse = np.empty(result.shape[:-1], arithmetic(query.dtype)) if return_lse else None
         _operator.attention(
             query, key, value, result, lse, leading, sizes, record, threads,
             key_scale=None if self._key_scale is None else self._key_scale[:, :, :longest],
             value_scale=None if self._value_scale is None else self._value_scale[:, :, :longest],
         )  # fmt: skip
-        finished = finish(result, out)
+        finished = result if out is None else finish(result, out)
         return (finished, lse) if return_lse else finished
 
     def _query(self, x: AnyArray) -> Array:
         query = as_array("query", x)
-        expected = np.dtype(np.float32) if self.dtype == np.int8 else self.dtype
+        expected = self.dtype if self._key_scale is None else FLOAT32
         if query.dtype != expected:
             raise TypeError(
                 f"query has dtype {query.dtype}; with a cache of {self.dtype} it must be {expected}"

@@ -19,6 +19,7 @@ from selfattn.attention.options import (
     accepted_by,
     alignment,
     checked,
+    no_options,
 )
 from selfattn.runtime import resolve_num_threads
 
@@ -141,7 +142,7 @@ def attention(
     no_numbers = scale is None and softcap is None and alibi_slopes is None and sinks is None
     no_numbers = no_numbers and relative_bias is None
     no_dropout = seed is None and type(dropout) is float and dropout == 0.0
-    if no_masks and no_numbers and no_dropout and precision is None:  # the rule, and quickly
+    if no_masks and no_numbers and no_dropout and precision is None:  # the common call, and quickly
         diagonal = None if causal is False else alignment(causal, sizes[2], sizes[3])
         threads = resolve_num_threads(num_threads)
         options: AttentionOptions | Alignment | None = diagonal
@@ -214,7 +215,10 @@ def attention_weights(
     _WEIGHTS.refuse_others(options)
     (query, key), (leading, sizes) = fitting_keys(query, key)
     problem = Problem(query.dtype, leading, sizes)
-    record, threads = checked(problem, **options), resolve_num_threads(num_threads)
+    record, threads = (
+        checked(problem, **options) if options else no_options(sizes[4]),
+        resolve_num_threads(num_threads),
+    )
     if rows is not None:
         return _weights_of_rows(query, key, _rows(rows, sizes[2]), problem, record, threads)
     return weigh(query, key, problem, record, threads)
@@ -252,7 +256,8 @@ def attention_column_sums(
     _COLUMN_SUMS.refuse_others(options)
     (query, key), (leading, sizes) = fitting_keys(query, key)
     problem = Problem(query.dtype, leading, sizes)
-    call = leading, sizes, checked(problem, **options), resolve_num_threads(num_threads)
+    record = checked(problem, **options) if options else no_options(sizes[4])
+    call = leading, sizes, record, resolve_num_threads(num_threads)
     rows = np.empty((*leading, sizes[0], sizes[2], 2), arithmetic(query.dtype))
     _operator.attention(query, key, None, None, rows, *call, what="row_statistics")
     sums = np.zeros((*leading, sizes[0], sizes[3]))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NewType
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NewType, cast
 
 import numpy as np
 
@@ -119,6 +120,7 @@ def checked(
 ) -> AttentionOptions:
     """The options of a call as one record; TypeError or ValueError naming the first that is wrong."""
     no_dropout = seed is None and type(dropout) is float and dropout == 0.0
+    share, seed_number = NO_DROPOUT if no_dropout else _dropout(dropout, seed)
     return AttentionOptions(  # by position, as that takes a third of the time
         default_scale(problem.sizes[4]) if scale is None else _scale(scale, problem),
         None if mask is None else _mask(mask, problem),
@@ -130,9 +132,16 @@ def checked(
         None if alibi_slopes is None else _slopes(alibi_slopes, problem),
         None if sinks is None else _sinks(sinks, problem),
         None if relative_bias is None else _relative_bias(relative_bias, problem),
-        *(NO_DROPOUT if no_dropout else _dropout(dropout, seed)),
+        share,
+        seed_number,
         None if precision is None else _precision(precision, problem),
     )
+
+
+@lru_cache
+def no_options(head_dim: int, causal: Alignment | None = None) -> AttentionOptions:
+    """What `checked` makes of no other option, made once."""
+    return AttentionOptions(default_scale(head_dim), causal=causal)
 
 
 class Accepted(NamedTuple):
@@ -188,6 +197,8 @@ def _require_broadcast(name: str, array: Array, problem: Problem) -> None:
 
 def _alignment(causal: object, problem: Problem) -> Alignment | None:
     """Which corner the diagonal starts from; None without one. True needs as many queries as keys."""
+    if type(causal) is str and causal in ("top_left", "bottom_right"):
+        return cast("Alignment", causal)
     q_len, kv_len = problem.sizes[2], problem.sizes[3]
     if problem.kv_lens is None:
         return alignment(causal, q_len, kv_len)
@@ -213,11 +224,8 @@ def alignment(causal: object, q_len: int, kv_len: int, where: str = "") -> Align
                 f"causal=True with q_len={q_len} and kv_len={kv_len}{where} is ambiguous: {choice}"
             )
         return "top_left" if causal else None
-    if isinstance(causal, str):
-        if causal == "top_left":
-            return "top_left"
-        if causal == "bottom_right":
-            return "bottom_right"
+    if isinstance(causal, str) and causal in ("top_left", "bottom_right"):
+        return cast("Alignment", causal)
     raise ValueError(f'causal={causal!r} must be False, True, "top_left" or "bottom_right"')
 
 

@@ -1,4 +1,4 @@
-"""Attention over a ragged batch: sequences of any lengths, one after another, without padding."""
+"""Attention over a packed batch: sequences of any lengths, one after another, without padding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from selfattn._checks import as_cu_seqlens
 from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, arithmetic, finish, head_sizes, operands, target
-from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked
+from selfattn.attention.options import AttentionOptions, Problem, accepted_by, checked, no_options
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -88,7 +88,7 @@ def varlen_attention(
     _VARLEN.refuse_others(options)
     query, key, value = operands(query, key, value)
     sequences = packed_sequences(query, key, value, cu_seqlens_q, cu_seqlens_kv)
-    record = checked(sequences.problem, **options)
+    record = checked(sequences.problem, **options) if options else no_options(query.shape[-1])
     result = target(out, (*query.shape[:-1], value.shape[-1]), query.dtype)
     lse = np.empty(query.shape[1::-1], arithmetic(query.dtype)) if return_lse else None
     attend(query, key, value, sequences, record, result, lse, resolve_num_threads(num_threads))

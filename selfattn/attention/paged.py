@@ -9,7 +9,7 @@ import numpy as np
 from selfattn._checks import as_integers, as_lengths
 from selfattn._native import operator as _operator
 from selfattn.attention.arrays import Array, Sizes, arithmetic, finish, operands, require_heads, target
-from selfattn.attention.options import Lengths, Problem, accepted_by, checked
+from selfattn.attention.options import Lengths, Problem, accepted_by, checked, no_options
 from selfattn.runtime import resolve_num_threads
 
 if TYPE_CHECKING:  # numpy.typing is slow to import
@@ -68,7 +68,9 @@ def paged_attention(
     kv_len, value_dim = int(lengths.max(initial=0)), value_pages.shape[-1]
     sizes: Sizes = (num_heads, key_pages.shape[1], q_len, kv_len, head_dim, value_dim)
     problem = Problem(query.dtype, (batch,), sizes, kv_lens=lengths)
-    record = checked(problem, **options)._replace(kv_lengths=Lengths(lengths))
+    record = (checked(problem, **options) if options else no_options(sizes[4]))._replace(
+        kv_lengths=Lengths(lengths)
+    )
     threads = resolve_num_threads(num_threads)
     result = target(out, (batch, num_heads, q_len, value_dim), query.dtype)
     lse = np.empty(result.shape[:-1], arithmetic(query.dtype)) if return_lse else None

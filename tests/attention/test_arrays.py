@@ -147,7 +147,7 @@ def test_a_call_that_ends_half_way_leaves_out_untouched(good, monkeypatch, error
         raise error
 
     monkeypatch.setattr(_operator, "attention", write_half)
-    monkeypatch.setattr(taking, "_SHORT", 0)  # no call is so short that it cannot be interrupted
+    monkeypatch.setattr(taking, "MOST_DIRECT_WORK", 0)  # no call is so short that it cannot be interrupted
     out = np.full((2, 4, 5, 8), 7, np.float32)
     with pytest.raises(error):
         selfattn.attention(**good, out=out)

@@ -102,7 +102,7 @@ def test_options_are_checked_as_those_of_attention(call):
         selfattn.attention_backward(**call, mask=np.zeros((5, 7), np.float32))
     with pytest.raises(ValueError, match=r"causal=True with q_len=2 and kv_len=3 in sequence 0"):
         selfattn.varlen_attention_backward(**packed_call(call), causal=True)
-    with pytest.raises(ValueError, match="cu_seqlens_q goes from 0 to 4"):
+    with pytest.raises(ValueError, match="cu_seqlens_q begins at 0 and ends at 4"):
         selfattn.varlen_attention_backward(**(packed_call(call) | {"cu_seqlens_q": [0, 2, 4]}))
 
 

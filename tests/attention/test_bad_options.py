@@ -1,9 +1,12 @@
 """Wrong options: one clear error that names the argument, both numbers and the way out."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import selfattn
+from selfattn.attention.options import AttentionOptions, Problem, checked, no_options
 
 
 def zeros(*shape, dtype=np.float32):
@@ -149,3 +152,88 @@ def test_rows_of_attention_weights(good, rows, error, parts):
 def test_positional_options_are_refused(good):
     with pytest.raises(TypeError, match="positional"):
         selfattn.attention(good["query"], good["key"], good["value"], np.ones((5, 7), bool))
+
+
+# ---- forms that take options by **options ----
+
+
+def forms(good):
+    """Every form of the operator as a function of its options, and the options that it does not take."""
+    query, key, value = good.values()
+    out, lse = selfattn.attention(query, key, value, return_lse=True)
+    packed = [
+        array.swapaxes(1, 2).reshape(-1, array.shape[1], array.shape[3]) for array in (query, key, value)
+    ]
+    bounds = [0, 5, 10], [0, 7, 14]
+    packed_out, packed_lse = selfattn.varlen_attention(*packed, *bounds, return_lse=True)
+    cache = selfattn.KVCache(2, 2, 8, capacity=7)
+    cache.append(key, value)
+    backward = partial(selfattn.attention_backward, out, query, key, value, out, lse)
+    packed_backward = partial(
+        selfattn.varlen_attention_backward, packed_out, *packed, packed_out, packed_lse, *bounds
+    )
+    no_dropout, no_lengths = {"dropout", "seed"}, {"dropout", "seed", "kv_lengths"}
+    return {
+        "attention_weights": (partial(selfattn.attention_weights, query, key), no_dropout),
+        "attention_column_sums": (partial(selfattn.attention_column_sums, query, key), no_dropout),
+        "varlen_attention": (partial(selfattn.varlen_attention, *packed, *bounds), set()),
+        "paged_attention": (
+            partial(selfattn.paged_attention, query, key, value, [[0], [1]], [7, 7]),
+            no_dropout,  # kv_lengths are its fifth argument
+        ),
+        "KVCache.attention": (partial(cache.attention, query), no_lengths),
+        "attention_backward": (backward, set()),
+        "varlen_attention_backward": (packed_backward, set()),
+    }
+
+
+GOOD_OPTIONS = {
+    "mask": np.ones(7, bool),
+    "bias": np.zeros(7, np.float32),
+    "causal": "top_left",
+    "window": (3, None),
+    "kv_lengths": [7, 3],
+    "scale": 0.5,
+    "softcap": 3.0,
+    "alibi_slopes": [0.5] * 4,
+    "sinks": [0.0] * 4,
+    "relative_bias": np.zeros((4, 5)),
+    "dropout": 0.25,
+    "seed": 7,
+    "precision": "bfloat16",
+}
+
+
+def test_a_form_takes_its_options_and_names_the_one_that_it_does_not_take(good):
+    assert set(AttentionOptions._fields) == set(GOOD_OPTIONS)
+    for name, (call, refused) in forms(good).items():
+        call(**{option: GOOD_OPTIONS[option] for option in GOOD_OPTIONS.keys() - refused - {"kv_lengths"}})
+        for option in {*refused, "dropuot"}:
+            with pytest.raises(TypeError) as caught:
+                call(**{option: GOOD_OPTIONS.get(option)})
+            said, _, taken = str(caught.value).partition("; its options are ")
+            assert said == f"{name}() got an unexpected keyword argument {option!r}"
+            expected = {*GOOD_OPTIONS} - refused - ({"kv_lengths"} if name == "paged_attention" else set())
+            assert set(taken.split(", ")) == expected
+
+
+def test_none_is_no_option(good):
+    nothing = dict.fromkeys(GOOD_OPTIONS) | {"causal": False, "dropout": 0.0}
+    for call, refused in forms(good).values():
+        given = {option: nothing[option] for option in nothing.keys() - refused - {"kv_lengths", "causal"}}
+        for one, other in zip(as_tuple(call(**given)), as_tuple(call()), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def test_a_record_is_what_was_checked_and_cannot_change():
+    problem = Problem(np.dtype(np.float32), (2,), (4, 2, 5, 7, 16, 8))
+    record = checked(problem, causal="bottom_right", softcap=3, kv_lengths=[7, 3])
+    assert (record.scale, record.softcap, record.causal) == (0.25, 3.0, "bottom_right")
+    np.testing.assert_array_equal(record.kv_lengths, [7, 3])
+    assert checked(problem) == no_options(16)
+    with pytest.raises(AttributeError):
+        record.softcap = 2.0

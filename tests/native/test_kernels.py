@@ -126,7 +126,7 @@ def test_linear_of_bfloat16_rounds_what_it_multiplies(rng):
     rounded = [a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in (x, weight)]
     y, plain = (_pointwise.linear(x, weight, None, None, 2, precision) for precision in ("bfloat16", None))
     if np.array_equal(y, plain):
-        assert _runtime.multiply_add(True, 100) == _runtime.multiply_add(False, 100)  # as many
+        assert _runtime.multiply_add("bfloat16", 100) == _runtime.multiply_add(None, 100)  # as many
     else:
         np.testing.assert_allclose(y, rounded[0] @ rounded[1], rtol=0, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""The thread pool without Python: tests/c/pool_harness.c with csrc/pool.c, one case a process."""
+"""The thread pool without Python: tests/c/pool_harness.c with csrc/runtime/pool.c, one case a process."""
 
 import subprocess
 

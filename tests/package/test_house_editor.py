@@ -21,7 +21,6 @@ def errors(compiler, path):
 
 
 @pytest.mark.parametrize("compiler", ["gcc", pytest.param("clang", marks=pytest.mark.slow)])
-@pytest.mark.xfail(strict=True, reason="isa/editor.h comes with the move of the files")
 def test_every_template_compiles_alone(compiler):
     if not shutil.which(compiler):
         pytest.skip(f"needs {compiler}")

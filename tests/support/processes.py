@@ -1,6 +1,6 @@
 """What runs in a process of its own, so that nothing can hang or leak into another test.
 
-Python code, and C programs that drive csrc/pool.c.
+Python code, and C programs that drive csrc/runtime/pool.c.
 """
 
 import os
@@ -74,7 +74,8 @@ def run(code, *, prelude=HELPERS + CALL, timeout=60, environ=None):
 
 # ---- the pool without Python ----
 
-POOL = [ROOT / "csrc" / name for name in ("pool.c", "team.c", "cores.c", "workspace.c")]
+RUNTIME = ("pool", "default_threads", "cores", "workspace")
+POOL = [*(ROOT / f"csrc/runtime/{name}.c" for name in RUNTIME), ROOT / "csrc/openmp/openmp_loan.c"]
 FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-pthread"]
 
 LINKED = ["-Wl,--wrap=pthread_create", "-ldl"]

@@ -134,6 +134,3 @@ def test_a_model_with_other_weights(directory: Path, rng: np.random.Generator) -
     weights["word_table"] = weights["word_table"][1:]
     with pytest.raises(ValueError, match=r"word_table has shape \(\d+, 16\); it replaces one of shape"):
         model.replace(weights)
-
-
-# ---- saved ----

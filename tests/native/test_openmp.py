@@ -54,9 +54,15 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def asked_for(monkeypatch):
+    """Loans are off unless they are asked for."""
+    monkeypatch.setenv("SELFATTN_OPENMP", "1")
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("team")
+    return tmp_path_factory.mktemp("openmp")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def library(directory):
 @pytest.fixture(scope="module")
 def harness(directory, library):
     assert library
-    return build_harness("team", directory, "-fopenmp", "-Wl,--wrap=sa_team_start")
+    return build_harness("openmp", directory, "-fopenmp", "-Wl,--wrap=sa_openmp_start")
 
 
 # ---- the pool's own cases, between operations of a team of two ----
@@ -115,14 +121,31 @@ def test_the_team_helps_whoever_was_loaded_first(library, first):
     run(code, prelude=prelude)
 
 
-def test_the_environment_can_close_the_door(library):
+@pytest.mark.parametrize("asked", ["", "0", "yes"])
+def test_loans_are_off_unless_they_are_asked_for(library, asked):
     code = """
     omp.operate(3)
     compute(3)
     print(threads())
     """
     assert run_after(library, code) == "3\n"
-    assert run_after(library, code, SELFATTN_OPENMP="0") == "5\n"
+    assert run_after(library, code, SELFATTN_OPENMP=asked) == "5\n"
+
+
+def test_a_call_turns_loans_on_and_off(library):
+    code = """
+    from selfattn.runtime import use_openmp_threads
+
+    omp.operate(3)
+    assert use_openmp_threads() is True
+    compute(3)
+    assert threads() == 3
+    assert use_openmp_threads(False) is False
+    omp.operate(3)
+    compute(3)
+    assert threads() == 5
+    """
+    run_after(library, code, SELFATTN_OPENMP="")
 
 
 def test_a_thread_without_a_team_has_helpers_of_ours(library):

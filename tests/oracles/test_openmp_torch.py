@@ -1,4 +1,4 @@
-"""PyTorch's own OpenMP threads help between its operations, and both compute the same as ever."""
+"""PyTorch's own OpenMP threads help between its operations where asked; both compute the same as ever."""
 
 import platform
 import sys
@@ -33,9 +33,9 @@ in_child(lambda: torch.softmax(torch.ones(600, 600), -1))
 @pytest.mark.parametrize("first", ["torch", "selfattn"])
 def test_the_threads_of_torch_help(first):
     prelude = HELPERS + ("import torch\n" + CALL if first == "torch" else CALL)
-    assert int(run(CODE, prelude=prelude)) == 0
-    assert int(run(CODE, prelude=prelude, environ={"SELFATTN_OPENMP": "0"})) == 2
+    assert int(run(CODE, prelude=prelude, environ={"SELFATTN_OPENMP": "1"})) == 0
+    assert int(run(CODE, prelude=prelude)) == 2
 
 
 def test_what_torch_has_not_begun_it_can_begin_in_a_child():
-    run(FORK, prelude=HELPERS + "import torch\n" + CALL)
+    run(FORK, prelude=HELPERS + "import torch\n" + CALL, environ={"SELFATTN_OPENMP": "1"})
