@@ -13,7 +13,7 @@ CASES = {  # leading, num_heads, num_kv_heads, q_len, kv_len, head_dim, reach, o
     "no leading dimension": ((), 6, 2, 70, 200, 24, 128, {"causal": "bottom_right"}),
     "beside others": (
         (3,), 4, 1, 9, 160, 8, 3,
-        {"kv_lengths": [160, 5, 77], "causal": "bottom_right", "alibi_slopes": [0.1, 0.2, 0.3, 4], "softcap": 3.0},
+        {"kv_lengths": [160, 5, 77], "causal": "bottom_right", "alibi_slopes": [1, 2, 3, 4], "softcap": 3.0},
     ),
     "one number": ((2,), 2, 2, 40, 40, 16, 0, {"window": (5, 3), "sinks": [0.0, 1.0]}),
     "two spans of keys": ((1,), 2, 1, 3, 1800, 8, 40, {}),
