@@ -2,6 +2,7 @@
 
 text_encoder.py      TextEncoder: from_pretrained, encode, similarity
 network.py           Network: token numbers in, token embeddings out
+loading.py           a model's directory, read: what the encoder and every task head are built from
 families/            what each family of models calls its settings and tensors: a file of data each
 configuration.py     config.json, read by those names
 checkpoint.py        the tensors, checked; mapped.py leaves them where they lie in their files

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from inspect import signature
 from pathlib import Path
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,21 +18,21 @@ from numpy.typing import ArrayLike, NDArray
 from selfattn.runtime import resolve_num_threads
 from selfattn.text.arguments import as_texts, positive_sizes
 from selfattn.text.batching import Batch, make_batches
-from selfattn.text.checkpoint import load_encoder_tensors
-from selfattn.text.configuration import Configuration, read_configuration
-from selfattn.text.locate import locate
+from selfattn.text.configuration import Configuration
+from selfattn.text.loading import describe_model
 from selfattn.text.mapped import MappedFile
-from selfattn.text.network import Network, build_network, in_memory
+from selfattn.text.network import Network, in_memory
 from selfattn.text.pooling import Floats, normalize
 from selfattn.text.progress import progress
 from selfattn.text.prompts import SentenceConfiguration, read_sentence_configuration
-from selfattn.text.sentence_pooling import SentencePooling, check_modules, load_sentence_pooling, read_modules
+from selfattn.text.sentence_pooling import SentencePooling, load_sentence_pooling
 from selfattn.text.similarity import similarity, similarity_pairwise
-from selfattn.text.tokenizer import encode_texts, load_tokenizer, read_text_options
+from selfattn.text.tokenizer import encode_texts
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+    from selfattn._checks import Precision
     from selfattn.layers.base import Weights
     from selfattn.view import AttentionMap
 
@@ -85,7 +85,7 @@ class TextEncoder:
         cache_folder: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        precision: Literal["bfloat16"] | None = None,
+        precision: Precision | None = None,
     ) -> TextEncoder:
         """Load a model: a directory, an installed package that carries one in `model/`, or a hub name.
 
@@ -107,28 +107,19 @@ class TextEncoder:
         or contradicts itself, and ValueError for a damaged file or NaN weights. Errors of huggingface_hub,
         such as RepositoryNotFoundError, pass through.
         """
-        directory = locate(
+        model = describe_model(
             name_or_directory,
             revision=revision,
             cache_folder=cache_folder,
             token=token,
             local_files_only=local_files_only,
-        ).absolute()
-        modules = read_modules(directory)
-        check_modules(modules, directory)
-        folder = directory / modules[0]["path"]  # the encoder's: in old models a folder of its own
-        configuration = read_configuration(folder / "config.json")
-        settings = read_sentence_configuration(directory)
-        length, lowercase = read_text_options(folder, configuration.max_length)
-        tokenizer = load_tokenizer(folder, configuration.vocab_size, lowercase=lowercase)
-        pooling = load_sentence_pooling(modules, directory, configuration.hidden_size)
-        tensors, files = load_encoder_tensors(folder, configuration)
-        network = build_network(configuration, tensors, precision)
-        _ = network.encoder._packed  # all that calls need of the matrices
-        for file in files:
-            file.give_back()
-        name = os.fspath(name_or_directory)
-        return cls(name, directory, configuration, network, tokenizer, pooling, settings, length, files)
+        )
+        configuration = model.configuration
+        settings = read_sentence_configuration(model.directory)
+        pooling = load_sentence_pooling(model.modules, model.directory, configuration.hidden_size)
+        network, files = model.load(precision)
+        parts = model.name, model.directory, configuration, network, model.tokenizer
+        return cls(*parts, pooling, settings, model.max_seq_length, files)
 
     def __repr__(self) -> str:
         layers, d_model = self._configuration.num_layers, self._configuration.hidden_size
