@@ -165,9 +165,7 @@ cdef class PackedEncoder:
         tables: for each number that a layer has as rotary_table, cosines and sines (positions, pairs), float32.
         """
         cdef ptrdiff_t end = self.encoder.num_layers if last is None else last
-        cdef ptrdiff_t sequences = len(cu_seqlens) - 1
         cdef sa_rotary_table *angles = <sa_rotary_table *>calloc(max(1, len(tables)), sizeof(sa_rotary_table))
-        cdef int status
         if angles == NULL:
             raise MemoryError("selfattn: no memory for rotary tables")
         try:
@@ -182,12 +180,12 @@ cdef class PackedEncoder:
     cdef int run_in_place(self, y, cu_seqlens, int num_threads, ptrdiff_t first, ptrdiff_t end,
                           const sa_rotary_table *angles) except -1:
         cdef float *data = <float *>data_of(y)
-        cdef const int64_t[::1] bounds = cu_seqlens
+        cdef const int64_t *bounds = <const int64_t *>data_of(cu_seqlens)
         cdef ptrdiff_t sequences = len(cu_seqlens) - 1
         cdef int status
         if first >= end or sequences <= 0 or not y.size:
             return 0
         with nogil:
-            status = library.encoder_run(&self.encoder, data, &bounds[0], sequences, angles, run_layers, first, end,
+            status = library.encoder_run(&self.encoder, data, bounds, sequences, angles, run_layers, first, end,
                                          num_threads)
         return raise_status(status)
