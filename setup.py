@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the compiled modules: every .pyx of the package, one of them with the kernels (all of csrc) inside.
 
 Objects compile side by side on all cores, and only where something changed: the compiler writes down which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Did it get slower? `python bench/compare.py A B` builds two commits and compares the same calls of both.
 
 The calls are in compare_calls.py and use public names alone; each commit is built by its own setup.py, so it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The calls that compare.py compares, run inside of either build, through the public names of selfattn alone.
 
 `compare_calls.py names` prints their names. `compare_calls.py count [NAME ...]` makes every call twice

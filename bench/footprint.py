@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What selfattn costs besides time: `python bench/footprint.py [--wheel FILE] [--json FILE]`.
 
 The time of `import selfattn`, of a call above its work, and of a new process until its first embedding; the
@@ -71,9 +72,7 @@ def bound_call(shape: tuple[int, int, int, int]) -> Callable[[], Any]:
     batch, heads, length, head_dim = shape
     query, key, value, out = (np.ones(shape, np.float32) for _ in range(4))
     sizes = (heads, heads, length, length, head_dim, head_dim)
-    return lambda: _operator.attention(
-        query, key, value, out, None, None, None, (batch,), sizes, head_dim**-0.5, None, 1
-    )
+    return lambda: _operator.attention(query, key, value, out, None, (batch,), sizes, None, 1)
 
 
 def newest_wheel() -> Path | None:

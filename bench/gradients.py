@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forward and backward beside PyTorch's: `python bench/gradients.py [--threads 1,2] [--json FILE]`.
 
 The operator at the shapes below, full and causal, and a training step of an encoder: forward, backward,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How time and memory grow: `python bench/growth.py [--threads N] [--json FILE]`; `bench/plot.py` draws it.
 
 One head of head_dim 64: one sequence of a thousand to 64 thousand tokens, and one to 4096 sequences of 128.

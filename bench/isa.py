@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The second-best instruction set against the best: `python bench/isa.py [--threads 1,2] [--json FILE]`.
 
 Both in one process and in turns: the operator at the shapes of `selfattn bench`, and an encoder. On a

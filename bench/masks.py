@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a mask saves and an option costs: `python bench/masks.py [--threads N] [--rounds N] [--json FILE]`.
 
 Each call is verified on its first head against the specification in float64 and timed in turns with the plain

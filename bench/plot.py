@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plots of measurements: `python bench/plot.py FILE.json ... --to FILE.png`.
 
 Each FILE.json is what `selfattn bench` wrote with --json. Rows of several files come into one picture; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Embeds, in a process that soak.py starts: argv is a model, how many batches, of how many sentences at most,
 and how many threads (0: all). The sentences come from its input; it prints what it saw.
 

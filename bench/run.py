@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python bench/run.py ...` is `selfattn bench ...`; README.md here says what the numbers mean."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every head_dim and every layout: `python bench/sizes.py [--threads N] [--rounds N] [--json FILE]`.
 
 Fractions of the peak at length 512, with any head_dim, with another value_dim, and on arrays that do not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resident memory under a mixed load: `python bench/soak.py [--batches N] [--json FILE]`. Linux only.
 
 One process (resident.py) embeds batches of a random number of sentences of Python's documentation, and writes

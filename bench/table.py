@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts what a benchmark wrote into the tables of the pages: `python bench/table.py FILE.json ...`.
 
 Each FILE is what `selfattn bench` or another script here wrote with --json. The text between

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What threads give and what they cost: `python bench/threads.py [PART ...] [--threads N] [--json FILE]`.
 
 scaling  N threads against one, by shape: time at one thread / time at N

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws the pictures of docs/masks.md from the code on that page: `python docs/draw_masks.py`.
 
 The page's Python runs as one program; masks/NAME.svg shows what it leaves in the variable NAME. Shades are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The main job from end to end: load a real model, embed real sentences, search among them, look inside.
 
     python examples/demo.py [DIRECTORY FOR attention.html, default build]

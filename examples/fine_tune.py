@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fine-tuning: a pretrained sentence encoder learns to find a function by what it does.
 
     python examples/fine_tune.py [--checkpoint FILE] [--save DIRECTORY]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stacking is for: one cell, the same cells side by side, and layers in depth learn a small language.
 
     python examples/stacking.py [DIRECTORY FOR THE PICTURES, default build]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small generated language in which several kinds of relation matter at once, for stacking.py.
 
     often the red king with the pink shoe ( finding the blue key for the grey cat ) drops it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole road in one sentence: words, vectors, positions, one cell, cells side by side, layers in depth.
 
     python examples/walk_the_road.py

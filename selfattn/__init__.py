@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """selfattn: exact self-attention on the CPU, from Python, on NumPy arrays.
 
 The operator: attention, attention_weights, attention_column_sums. Its other forms: varlen_attention, KVCache,

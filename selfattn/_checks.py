@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers, lengths and names from callers, one check for each kind: the error names what is wrong."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``selfattn``: embed, explain, bench, info.
 
 Exit codes: 0 done, 1 failed (one line on stderr says why), 2 the command was not understood, 130 Ctrl-C.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What layers are made of, as functions: the linear layer, the norms, the activations; and the way back.
 
 They take arrays in any form that attention takes, of dtype float32, float64, float16 or bfloat16, and give

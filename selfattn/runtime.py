@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many threads a call may use, and on which instruction set the kernels run.
 
 The number of threads never changes a result. The first of these that is given counts: the argument

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures every test file shares, and how much hypothesis draws: HYPOTHESIS_PROFILE=night for long."""
 
 import os

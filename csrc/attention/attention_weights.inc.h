@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* attention_weights.inc.h -- the attention weights themselves, as an array.
  *
  * Two passes over the scores: the first finds the maximum and the sum of each lane, the second writes the weights. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* backward.inc.h -- the gradients of attention, from its lse: the rows of one task against its keys.
  *
  *   pass 1  P^T[key, lane] = 2^((S^T - lse) * log2_scale), from the scores S^T                 (backward_scores.inc.h)

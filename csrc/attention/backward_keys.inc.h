@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* backward_keys.inc.h -- pass 5 of the backward pass: the gradients of the keys and values of one key block.
  *
  * factors: P or dS of a task, keys x ROW_STRIDE rows. rows: queries or grad_out of a task, rows x dim, padded to whole

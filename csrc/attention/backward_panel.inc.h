@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* backward_panel.inc.h -- what a task brings to its backward pass: query panels, rows, delta, lse, and its buffers. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_PANEL_INC_H
 #define SELFATTN_ATTENTION_BACKWARD_PANEL_INC_H

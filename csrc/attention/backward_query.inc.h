@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* backward_query.inc.h -- pass 4 of the backward pass: the gradients of the queries, from one key block. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_QUERY_INC_H
 #define SELFATTN_ATTENTION_BACKWARD_QUERY_INC_H

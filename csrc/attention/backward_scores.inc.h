@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* backward_scores.inc.h -- passes 1 to 3 of the backward pass: P and dS of one key block and one panel, both keys x
  * lanes with ROW_STRIDE numbers from key to key. */
 #ifndef SELFATTN_ATTENTION_BACKWARD_SCORES_INC_H

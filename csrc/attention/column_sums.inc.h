@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* column_sums.inc.h -- how much attention each key receives: the attention weights, summed over the queries. */
 #ifndef SELFATTN_ATTENTION_COLUMN_SUMS_INC_H
 #define SELFATTN_ATTENTION_COLUMN_SUMS_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* decode.inc.h -- few rows against one key block: the three passes, row by row.
  *
  * Scores and probabilities are rows x DECODE_STRIDE keys in f->scores, outputs are rows x value_dim. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* decode_scores.inc.h -- pass 1 for few rows (decoding), whose queries would leave most lanes empty.
  *
  *   S[row, key] = sum over head_dim of query[dim, row] (broadcast) * key[dim, key]     keys in the lanes

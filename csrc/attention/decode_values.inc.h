@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* decode_values.inc.h -- pass 3 for few rows: the weighted values, with dimensions in the lanes; see
  * decode_scores.inc.h. */
 #ifndef SELFATTN_ATTENTION_DECODE_VALUES_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* driver.inc.h -- the forward pass of a task: its query panels against all keys that they may see.
  *
  *   pass 1  scores   S^T[key, lane]  = sum over head_dim of key * query          (scores.inc.h, mask.inc.h)

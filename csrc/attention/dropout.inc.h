@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dropout.inc.h -- which attention weights are dropped: one random number for each (seed, item, head, query, key).
  * So any part of the weights, in any order, and the backward pass drop the same weights.
  *

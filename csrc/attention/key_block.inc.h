@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* key_block.inc.h -- the key block at hand: its keys, its scores, its masks. */
 #ifndef SELFATTN_ATTENTION_KEY_BLOCK_INC_H
 #define SELFATTN_ATTENTION_KEY_BLOCK_INC_H

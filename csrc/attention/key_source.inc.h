@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* key_source.inc.h -- the keys and values of a block as operands of products.
  *
  * They are read where they lie, if they have the dtype of the arithmetic and one good stride. Otherwise (float16,

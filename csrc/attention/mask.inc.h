@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mask.inc.h -- which keys a lane sees: ranges, boolean masks, additive biases.
  *
  * Mask and bias of a key block become one array of numbers, keys x lanes: the bias, and -inf where the mask is False.

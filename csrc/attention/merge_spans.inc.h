@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* merge_spans.inc.h -- the running softmax of a span is merged into that of all spans before it, in order. */
 #ifndef SELFATTN_ATTENTION_MERGE_SPANS_INC_H
 #define SELFATTN_ATTENTION_MERGE_SPANS_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* panels.inc.h -- the beginning of a task: its workspace, its query panels, its prefetches. */
 #ifndef SELFATTN_ATTENTION_PANELS_INC_H
 #define SELFATTN_ATTENTION_PANELS_INC_H

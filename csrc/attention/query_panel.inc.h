@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* query_panel.inc.h -- queries side by side in the lanes: their ranges of keys and their running softmax; and the
  * blocked transposes between rows in memory (rows x dim) and panels (dim x lanes). */
 #ifndef SELFATTN_ATTENTION_QUERY_PANEL_INC_H

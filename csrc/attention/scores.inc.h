@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* scores.inc.h -- pass 1: the scores of a key block, S^T[key, lane] = sum over head_dim of key * query. */
 #ifndef SELFATTN_ATTENTION_SCORES_INC_H
 #define SELFATTN_ATTENTION_SCORES_INC_H

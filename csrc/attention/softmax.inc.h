@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* softmax.inc.h -- pass 2: the softmax of a key block, down the lanes. */
 #ifndef SELFATTN_ATTENTION_SOFTMAX_INC_H
 #define SELFATTN_ATTENTION_SOFTMAX_INC_H

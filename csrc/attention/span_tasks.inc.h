@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* span_tasks.inc.h -- the spans of one task as several tasks, for several threads: the state of each span is kept,
  * and the last step merges the states. The driver merges the same numbers in the same order. */
 #ifndef SELFATTN_ATTENTION_SPAN_TASKS_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* values.inc.h -- pass 3: the values of a key block, with the rows in the lanes or row by row. */
 #ifndef SELFATTN_ATTENTION_VALUES_INC_H
 #define SELFATTN_ATTENTION_VALUES_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* values_by_lane.inc.h -- pass 3 with the rows in the lanes: O^T[dim, lane] += sum over keys of value * P^T. */
 #ifndef SELFATTN_ATTENTION_VALUES_BY_LANE_INC_H
 #define SELFATTN_ATTENTION_VALUES_BY_LANE_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* values_by_row.inc.h -- pass 3 row by row: dimensions are in the lanes, as they lie in memory.
  *
  *   O[row, dim] (+)= sum over the keys of P[row, key] (broadcast) * V[key, dim]

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* visible_vectors.inc.h -- key blocks whose keys are hidden from many lanes (the diagonal of a causal mask, the ends
  * of a window): only vectors of lanes that see a key are multiplied.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* arguments.h -- the arguments of the operators. Strides of arrays are in bytes and may have any value (negative, zero,
  * odd); row, column and head counts may be zero. */
 #ifndef SELFATTN_CONTRACTS_ARGUMENTS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* canonical.h -- the constants of the canonical order of arithmetic.
  *
  * Change one, and the last bits of results change: every golden value and every promise of equal bits depends on them.

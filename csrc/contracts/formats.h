@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* formats.h -- the formats of numbers: of arrays in memory (dtypes), and of the operands of products. */
 #ifndef SELFATTN_CONTRACTS_FORMATS_H
 #define SELFATTN_CONTRACTS_FORMATS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* kernels.h -- the contract that every instruction set fulfils. A new kernel is one line in struct sa_kernels, one
  * function in a *.inc.h, and its name in isa/kernels.inc.h. */
 #ifndef SELFATTN_CONTRACTS_KERNELS_H

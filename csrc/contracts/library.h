@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* library.h -- all functions that a compiled module calls, as one table. The module that links the sources passes it
  * to the others. So a process has one pool and one choice of instruction set. */
 #ifndef SELFATTN_CONTRACTS_LIBRARY_H

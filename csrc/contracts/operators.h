@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* operators.h -- the operators, over all their tasks, on the threads of the pool. Each returns SA_OK or a status of the
  * pool. */
 #ifndef SELFATTN_CONTRACTS_OPERATORS_H

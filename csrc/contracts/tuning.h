@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tuning.h -- the constants that only tune: sizes of tasks, distances of prefetches, sizes of caches.
  *
  * No result depends on them. They were measured on two cores with AVX-512; docs/performance-notes.md has the

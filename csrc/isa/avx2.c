@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* avx2.c -- vectors of 256 bits: Intel since Haswell, AMD since Zen. */
 #include "contracts/kernels.h"
 #if defined(__x86_64__)

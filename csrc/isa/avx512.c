@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* avx512.c -- vectors of 512 bits: Intel since Skylake-SP, AMD since Zen 4. */
 #include "contracts/kernels.h"
 #if defined(__x86_64__)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* avx512_bfloat16.c -- kernels whose products are of bfloat16: AMD since Zen 4, Intel since Cooper Lake. */
 #define SA_BFLOAT16_KERNELS
 #include "contracts/kernels.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* baseline.c -- vectors of 128 bits: SSE2 without FMA on x86-64, the vectors of the compiler elsewhere. */
 #include "contracts/kernels.h"
 #if defined(__SSE2__)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dispatch.c -- the instruction set that computes: the best that runs here, or the one that sa_use names. */
 #include "contracts/kernels.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* editor.h -- for editors that open a kernel file by itself: it is read as AVX2 and float32 compile it, elsewhere as
  * the baseline does. Editors only check the syntax, so the file needs no target region. */
 #ifndef SELFATTN_ISA_EDITOR_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* kernels.inc.h -- all kernels, written once. Each stub of this folder includes this file inside its target region. (A
  * template by inclusion, not macros: a debugger steps through it line by line.) */
 #ifndef SELFATTN_ISA_KERNELS_INC_H

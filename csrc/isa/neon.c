@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* neon.c -- vectors of 128 bits with FMA: every aarch64. */
 #include "contracts/kernels.h"
 #if defined(__aarch64__)

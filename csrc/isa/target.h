@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* target.h -- SA_TARGET_BEGIN("avx2,fma") ... SA_TARGET_END compile a region for one instruction set, without build
  * flags. All code that touches vectors must stand inside the region. A helper before it would be compiled for the
  * baseline (gcc warns, clang refuses). */

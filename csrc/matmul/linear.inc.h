@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* linear.inc.h -- y = act(x W + b) + residual, and the packing of W.
  *
  * W (depth, width) is packed once: panels of PANEL_LANES columns, each steps(depth) x lanes. The last panel is

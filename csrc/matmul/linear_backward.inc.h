@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* linear_backward.inc.h -- the gradient of the weight of a linear layer: grad_weight[i, j] = sum over rows of x[row,
  * i] * grad_y[row, j], in chains of SA_LINEAR_CHAIN rows, added in order.
  *

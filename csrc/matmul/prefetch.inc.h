@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* prefetch.inc.h -- what is prefetched into the L2 cache while tiles are multiplied. */
 #ifndef SELFATTN_MATMUL_PREFETCH_INC_H
 #define SELFATTN_MATMUL_PREFETCH_INC_H

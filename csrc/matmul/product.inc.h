@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* product.inc.h -- products of any number of rows and any depth, made of tiles.
  *
  * The parameters of all functions have the meaning that they have for tile (tile.inc.h), without its limit on rows; and

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tile.inc.h -- the microkernel of scores, values and linear layers.
  *
  *   C[rows, nv vectors] (+)= sum over p < depth, in order, of  A[row, p] * B[p, nv vectors]

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* openmp_loan.c -- finds the OpenMP runtimes of this process (GCC's libgomp, which PyTorch brings) and calls them by
  * name. */
 #ifndef _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* openmp_loan.h -- the OpenMP threads of another library in this process, on loan.
  *
  * A thread that runs operations of PyTorch has a team of OpenMP threads. After each operation they spin for

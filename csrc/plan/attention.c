@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* attention.c -- attention over all its tasks, and the number of threads that are worth waking. No arithmetic here. */
 #include "plan/attention_tasks.h"
 

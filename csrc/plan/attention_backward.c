@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* attention_backward.c -- the gradients of attention over all their tasks. No arithmetic here. */
 #include "plan/attention_tasks.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* attention_tasks.c -- the tasks of a call of attention, and the pieces of its arrays that belong to each. */
 #include "plan/attention_tasks.h"
 

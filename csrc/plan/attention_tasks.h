@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* attention_tasks.h -- the tasks of a call of attention. */
 #ifndef SELFATTN_PLAN_ATTENTION_TASKS_H
 #define SELFATTN_PLAN_ATTENTION_TASKS_H

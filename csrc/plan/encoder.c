@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* encoder.c -- memory, blocks of rows and threads of an encoder. No arithmetic, and no order of steps: see
  * encoder.h. */
 #include "plan/encoder.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* encoder.h -- a stack of encoder layers over packed tokens: the layer, and the steps that it is made of.
  *
  * The order of the steps, which is the mathematics, belongs to the caller: selfattn/_native/encoder.pyx. This file

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* library.c -- the table of contracts/library.h. */
 #include "contracts/library.h"
 

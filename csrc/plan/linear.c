@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* linear.c -- linear layers and the packing of their weights, over all tasks. No arithmetic here. */
 #include "plan/tasks.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* linear_backward.c -- the gradient of the weight of a linear layer, over all its tasks. No arithmetic here. */
 #include "plan/tasks.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pointwise.c -- norms, rotary positions, activations and gates, over all their tasks. No arithmetic here. */
 #include "plan/tasks.h"
 

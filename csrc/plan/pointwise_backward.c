@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pointwise_backward.c -- gradients of activations, norms and biases, over all their tasks. A sum over rows is cut
  * into chunks of SA_SUM_ROWS rows, one task each. The sums of the chunks are added in order, for any number of
  * threads. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tasks.h -- helpers of all plans: the number of tasks, and the number of threads. */
 #ifndef SELFATTN_PLAN_TASKS_H
 #define SELFATTN_PLAN_TASKS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* activation.inc.h -- activations, and gates: the functions between the two linear layers of a feed-forward network. */
 #ifndef SELFATTN_POINTWISE_ACTIVATION_INC_H
 #define SELFATTN_POINTWISE_ACTIVATION_INC_H

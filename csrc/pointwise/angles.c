@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* angles.c -- cosines and sines of rotary positions, in plain double arithmetic: libm may differ between machines. */
 #include "contracts/operators.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* norm.inc.h -- LayerNorm and RMSNorm, in double: memory is the limit anyway, and a mean of 10^4 with a deviation of
  * 1, or values of 10^20, lose no digits. Canonical order: number i is added to sum i % 16, and the 16 sums are added
  * as a tree. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* peak.inc.h -- loops that reach the limits of this machine: the yardsticks of the benchmarks. */
 #ifndef SELFATTN_POINTWISE_PEAK_INC_H
 #define SELFATTN_POINTWISE_PEAK_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pointwise_backward.inc.h -- gradients of activations and norms, and sums over rows.
  *
  * Canonical order of a sum over rows, all in double: chunks of rows, each a chain from 0 on, row by row; the chunks are

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* rotary.inc.h -- rotary positions: pairs of channels of queries and keys are rotated by the angles of their position.
  *
  *   first' = first * cos - second * sin        second' = second * cos + first * sin

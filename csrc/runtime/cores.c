@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* cores.c -- cores and clocks. On Linux the core of a thread can be read and changed; elsewhere the scheduler
  * decides. */
 #ifndef _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* cores.h -- the cores of this process, the core of this thread, and clocks. */
 #ifndef SELFATTN_CORES_H
 #define SELFATTN_CORES_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* default_threads.c -- how many threads a call uses that does not say: one number for the whole process. */
 #include "runtime/pool.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pool.c -- a small pool of threads. Three ideas:
  *
  * - A job lives on the stack of its caller. The caller takes tasks from atomic counters like every other thread;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pool.h -- the thread pool, and the interruption of jobs. */
 #ifndef SELFATTN_POOL_H
 #define SELFATTN_POOL_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* task_shares.h -- the tasks of a job, dealt out to its threads.
  *
  * A thread begins with its own share of neighbouring tasks. Their data stay in the caches of its core from task to

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* workspace.c -- scratch memory, one piece for each thread, kept from task to task.
  *
  * A workspace is busy from a thread's first sa_workspace in a job until that thread leaves the job. Only its owner

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* workspace.h -- scratch memory, one piece for each thread. */
 #ifndef SELFATTN_WORKSPACE_H
 #define SELFATTN_WORKSPACE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* convert.inc.h -- rows in memory, of any dtype, stride and alignment, become numbers of the arithmetic; and back.
  *
  * `col` is the stride in bytes from number to number of a row. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* float32.inc.h -- multiply-add, maximum and transpose for vectors of float32, by instruction set. */
 #ifndef SELFATTN_VECTOR_FLOAT32_INC_H
 #define SELFATTN_VECTOR_FLOAT32_INC_H

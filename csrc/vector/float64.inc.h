@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* float64.inc.h -- multiply-add, maximum and transpose for vectors of float64, by instruction set. */
 #ifndef SELFATTN_VECTOR_FLOAT64_INC_H
 #define SELFATTN_VECTOR_FLOAT64_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* half.inc.h -- float16, bfloat16 and int8, LANES at a time: widened exactly, narrowed to the nearest (ties to
  * even). */
 #ifndef SELFATTN_VECTOR_HALF_INC_H

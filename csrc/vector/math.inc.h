@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* math.inc.h -- 2^x and tanh lane by lane, and the logarithm of one number. Every instruction set does the same
  * operations in the same order. Polynomials are minimax for the relative error; their coefficients begin with the
  * constant. */

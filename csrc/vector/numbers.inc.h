@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* numbers.inc.h -- numbers, vectors of numbers, and the operations that are the same for every instruction set. */
 #ifndef SELFATTN_VECTOR_NUMBERS_INC_H
 #define SELFATTN_VECTOR_NUMBERS_INC_H

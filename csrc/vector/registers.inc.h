@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* registers.inc.h -- how many vectors and rows a tile has, by the number of registers. */
 #ifndef SELFATTN_VECTOR_REGISTERS_INC_H
 #define SELFATTN_VECTOR_REGISTERS_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* terms.inc.h -- one step of a sum, c + a * b, and the operands of a step: TERMS products each. */
 #ifndef SELFATTN_VECTOR_TERMS_INC_H
 #define SELFATTN_VECTOR_TERMS_INC_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* vector.inc.h -- vectors of numbers. The files of this folder are the only ones that know an instruction set.
  *
  * A `real` is a float32, or a float64 where SA_FLOAT64_KERNELS is defined; a vreal is LANES of them. Where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled modules, each with a stub beside it.
 
 runtime.pyx    links the C sources; instruction sets, threads, interruption, what the others have in common

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays of other libraries, read where they lie: the DLPack protocol (https://dmlc.github.io/dlpack), CPU side.
 
 numpy.from_dlpack would do but for bfloat16, which NumPy does not know; so the capsule is read here."""

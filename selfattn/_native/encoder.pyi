@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled layer loop; selfattn.layers.Encoder is its public face."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layer loop: a whole stack of encoder layers over packed tokens, without the GIL.
 
 The loop below is the mathematics, in its order. Memory, blocks of rows and threads are C (csrc/plan/encoder.h).
@@ -76,8 +77,8 @@ cdef tuple WEIGHTS = ("qkv", "output", "up", "down")
 cdef class PackedEncoder:
     """A stack of encoder layers, its weights packed once for the active instruction set. Immutable.
 
-    `layers` are PackableLayers of selfattn.layers.packing. `precision` is the format that the factors of all products are
-    rounded to, where the processor multiplies those faster; None for float32.
+    `layers` are PackableLayers of selfattn.layers.packing. `precision` is the format that the factors of all products
+    are rounded to, where the processor multiplies those faster; None for float32.
     """
 
     cdef sa_encoder encoder

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the layer loop borrows from the operator's bindings."""
 
 from selfattn._native.runtime cimport sa_attention_options

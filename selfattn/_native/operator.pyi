@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention operator's bindings; selfattn.attention is the public face."""
 
 from typing import Any

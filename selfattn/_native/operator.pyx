@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention operator's bindings: arrays as they lie, options into C's record, and the call, without the GIL.
 
 No arithmetic and no validation here; selfattn.attention has checked shapes, dtypes and options.
@@ -151,8 +152,8 @@ cdef sa_side side_of(size) except *:
 
 
 cdef int set_options(sa_attention_options *args, options, ptrdiff_t head_dim) except -1:
-    """An AttentionOptions as C's record, whose arrays the caller keeps alive. Instead of one: the name of the diagonal, or
-    None, where nothing else is asked for."""
+    """An AttentionOptions as C's record, whose arrays the caller keeps alive. Instead of one: the name of the diagonal,
+    or None, where nothing else is asked for."""
     memset(args, 0, sizeof(sa_attention_options))
     if options is None or type(options) is str:
         args.causal, args.scale = CAUSAL[options], 1.0 / sqrt(<double>head_dim)
@@ -163,7 +164,8 @@ cdef int set_options(sa_attention_options *args, options, ptrdiff_t head_dim) ex
         args.left, args.right = side_of(options.window[0]), side_of(options.window[1])
     args.dropout, args.seed = options.dropout, options.seed
     args.format = format_of(options.precision)
-    args.alibi_slopes, args.sinks = <const double *>data_of(options.alibi_slopes), <const double *>data_of(options.sinks)
+    args.alibi_slopes = <const double *>data_of(options.alibi_slopes)
+    args.sinks = <const double *>data_of(options.sinks)
     if options.relative_bias is not None:
         args.relative_bias = <const double *>data_of(options.relative_bias)
         args.relative_reach = options.relative_bias.shape[1] // 2
@@ -228,12 +230,12 @@ def attention(query not None, key not None, value, out, lse, tuple leading, tupl
               key_scale=None, value_scale=None, bint uninterrupted=False):
     """One call of the operator on native arrays of any strides; selfattn.attention says what the arguments mean.
 
-    sizes = (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim). `options` is an AttentionOptions, or the name of
-    the diagonal. `what` is "attention", "weights" (out is (..., num_heads, q_len, kv_len)) or "column_sums" (out is
-    float64 (..., num_heads, kv_len) and zero, lse is what "row_statistics" wrote there, (..., num_heads, q_len, 2); both
-    C-contiguous). Packed arrays are (heads, tokens, dim); pages are (num_pages, heads, page_size, dim). Positions,
-    cu_seqlens and block_tables are int64 and C-contiguous. An uninterrupted call does not listen for Ctrl-C, and goes on
-    with one thread where others find no memory: it fails before it writes, or not at all.
+    sizes = (num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim). `options` is an AttentionOptions, or the name
+    of the diagonal. `what` is "attention", "weights" (out is (..., num_heads, q_len, kv_len)) or "column_sums" (out is
+    float64 (..., num_heads, kv_len) and zero, lse is what "row_statistics" wrote there, (..., num_heads, q_len, 2);
+    both C-contiguous). Packed arrays are (heads, tokens, dim); pages are (num_pages, heads, page_size, dim).
+    Positions, cu_seqlens and block_tables are int64 and C-contiguous. An uninterrupted call does not listen for Ctrl-C.
+    Where its helpers find no memory, it goes on with one thread: it fails before it writes, or not at all.
     """
     cdef sa_attention args
     cdef Views views
@@ -270,11 +272,11 @@ def attention_backward(tuple arrays not None, dict grads not None, tuple leading
                        int num_threads, *, cu_seqlens_q=None, cu_seqlens_kv=None):
     """The gradients whose arrays are given, by the names of what they are the gradients of.
 
-    `arrays` are grad_out, query, key, value, out and lse; all but the first as for attention(), of which out and lse are
-    the results. grads["query"] has the query's dtype. "key" and "value", in the arithmetic's dtype and (*leading,
-    num_kv_heads, kv_len, dim) with contiguous rows, "bias", float64 and of the bias' shape, and "relative_bias", float64
-    and C-contiguous, are added to: they begin as zeros. "sinks" and "alibi_slopes" are (*leading, num_heads, q_len), to be
-    summed. The arithmetic is that of the dtype, whatever the precision.
+    `arrays` are grad_out, query, key, value, out and lse; all but the first as for attention(), of which out and lse
+    are the results. grads["query"] has the query's dtype. The kernels add to four others, which begin as zeros: "key"
+    and "value", in the arithmetic's dtype and (*leading, num_kv_heads, kv_len, dim) with contiguous rows; "bias",
+    float64 and of the bias' shape; "relative_bias", float64 and C-contiguous. "sinks" and "alibi_slopes" are
+    (*leading, num_heads, q_len), to be summed. The arithmetic is that of the dtype, whatever the precision.
     """
     grad_out, query, key, value, out, lse = arrays
     cdef sa_attention args

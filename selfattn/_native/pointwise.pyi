@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear layers, norms, activations and their gradients; selfattn.functional is the public face."""
 
 from typing import Any

@@ -1,5 +1,8 @@
-"""The bindings of linear layers, norms and activations, and of their gradients. (The gradient of a linear layer's x is a
-product with the weight turned, and linear() computes it.) No arithmetic and no validation here.
+# SPDX-License-Identifier: Apache-2.0
+"""The bindings of linear layers, norms and activations, and of their gradients.
+
+The gradient of a linear layer's x is a product with the weight turned, and linear() computes it. No arithmetic and no
+validation here.
 
 Arrays are float32 or float64, all of one dtype, native and aligned. All results are new.
 """

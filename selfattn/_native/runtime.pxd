@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C library as Cython sees it (csrc/contracts), and what the compiled modules have in common.
 
 Only `runtime` links csrc: one pool, one choice of instruction set. The others call C through its table, `library`.

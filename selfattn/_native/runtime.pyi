@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Instruction sets, threads and interruption; selfattn.runtime is the public face."""
 
 from typing import Any

@@ -1,4 +1,5 @@
-"""The module that links the C sources: instruction sets, threads, interruption, and what the other compiled modules share.
+# SPDX-License-Identifier: Apache-2.0
+"""The module that links the C sources: instruction sets, threads, interruption, and what the others share.
 
 No arithmetic and no validation here; the Python modules have checked shapes and dtypes.
 """

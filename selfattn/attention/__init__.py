@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator and its other forms: each takes arrays and options, checks both, and calls the kernels once.
 
 dense.py     attention, attention_weights, attention_column_sums: whole arrays

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arrays of the operators: in any form, with the sizes that fit together; and the target of a result."""
 
 from __future__ import annotations

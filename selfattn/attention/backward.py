@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradients of attention: of whole arrays, or of a packed batch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The keys and values of a sequence that grows: what a decoder keeps from one token to the next."""
 
 from __future__ import annotations

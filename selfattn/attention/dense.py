@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention operator on whole arrays: the output, the weights, and how much each key was attended to."""
 
 from __future__ import annotations

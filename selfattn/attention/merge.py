@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over parts of the keys, put together again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of the operator: each spelled once in `Options`, and checked once, into one `AttentionOptions`.
 
 A new option is a key of Options, a field of AttentionOptions and two lines in `checked`; the compiled module

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over a packed batch: sequences of any lengths, one after another, without padding."""
 
 from __future__ import annotations

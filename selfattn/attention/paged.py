@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over keys and values that lie in pages, as a server of many growing sequences keeps them."""
 
 from __future__ import annotations

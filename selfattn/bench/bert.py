@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BERT in float64 on NumPy, from the file of weights alone: what every encoder is verified against."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decode suite: a few new queries attend to every key of a long cache, so memory is what it waits for.
 
 Its bytes are those of the keys and values, once: with grouped heads too, whoever reads them again does more

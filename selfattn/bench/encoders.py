@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contenders of the encoder benchmark: the same weights, token ids in, token embeddings out.
 
 The same form as in peers.py. A library that pads gets its padded batches ready made: neither the

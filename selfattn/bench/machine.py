@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machine, the code and the versions behind a measurement, and the limits it is compared with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a call takes in memory, and other figures that only a new process can tell."""
 
 from __future__ import annotations

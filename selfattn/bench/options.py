@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What may follow `selfattn bench`. Nothing here measures: every use of the command line loads it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contenders of the attention operator.
 
 A contender is a function (workload, threads) -> {variant: build}, and build() -> call() -> result. It

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of well-known sizes with random weights: as fast as the real ones, without a download."""
 
 from __future__ import annotations

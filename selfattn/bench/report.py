@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table and the JSON file of a run; plot.py draws it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run of the benchmark: which workloads, who competes, verify, measure, report."""
 
 from __future__ import annotations

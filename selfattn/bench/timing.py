@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How it is measured: verify, choose each contender's fastest variant, interleave, take medians."""
 
 from __future__ import annotations

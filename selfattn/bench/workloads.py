@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is measured: one attention call, or one pass of a whole encoder over token ids."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The road from a word to its context: a cell, cells side by side, layers in depth.
 
 cell.py          SelfAttentionCell: three matrices, one head

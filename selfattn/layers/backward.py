@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chain rule through the layers: for each a forward that keeps what its backward needs, and the backward.
 
 Everything here runs on packed rows, (tokens, width). The forwards do the arithmetic of the compiled stack in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every layer is made of: named float32 arrays that nobody can change any more."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The self-attention cell: three matrices that turn words into words with their context."""
 
 from __future__ import annotations

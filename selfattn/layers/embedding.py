@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradients of what comes before the layers: rows looked up in a table, positions turned into queries."""
 
 from __future__ import annotations

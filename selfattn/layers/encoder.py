@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers in depth: encoder layers stacked into an encoder."""
 
 from __future__ import annotations

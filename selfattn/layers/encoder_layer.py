@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention, feed-forward and norms joined into a layer."""
 
 from __future__ import annotations

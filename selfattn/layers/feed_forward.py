@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The feed-forward network of a layer: what a word does with its context, each word for itself."""
 
 from __future__ import annotations

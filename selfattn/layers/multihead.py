@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cells side by side: several self-attention cells over the same words, each with a relation of its own.
 
 Beyond what a cell has, the heads take every option of the operator that makes sense in a layer.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Norms: what keeps the size of a word's vector in bounds from layer to layer."""
 
 from __future__ import annotations

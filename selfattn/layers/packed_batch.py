@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packed batches: the real words of a batch packed one after another, and the way back to the caller's shape.
 
 Padding is removed before anything is computed and put back, as zeros, at the end; so a padded batch, a packed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A layer as the compiled loop takes it: matrices that meet the same input are put side by side.
 
 Layers that turn by the same angles share a table.

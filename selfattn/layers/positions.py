@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positions: what tells the same word at two places apart.
 
 Attention sums over the words in no particular order, so a word's place has to be written into its vector

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a cell and cells side by side have in common: words to queries, keys and values, and attention."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Relative-position bias: a small table of numbers by bucketed distance, added to the scores of attention."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary positions of a layer: tables of the angles that queries and keys turn by, and the turn itself."""
 
 from __future__ import annotations

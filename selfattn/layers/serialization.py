@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An encoder as one safetensors file: its tensors by name, and in the metadata, as JSON, everything else.
 
 The configuration also lists the shape of every tensor, so that a file that lost or gained one is recognised.

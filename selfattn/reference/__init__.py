@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification: what every function of selfattn computes, in plain NumPy.
 
 Slow and obvious on purpose. There is one copy of each formula, here; the compiled kernels, the tests and the

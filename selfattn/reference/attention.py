@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification of attention, in plain NumPy: of whole arrays, of packed sequences, of pages.
 
 Sizes: `...` leading dimensions, H query heads, G key/value heads, Q queries, K keys, D head_dim.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification of the gradients of attention, in plain NumPy.
 
 Nothing of the forward computation is kept but its output and lse: the weights come back as exp(scores - lse)

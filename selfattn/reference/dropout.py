@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification of dropout: which weights stay, from a counter-based generator, in plain NumPy.
 
 Every weight has its own random number, a function of the seed and of where the weight stands, so that the

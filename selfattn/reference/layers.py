@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification of the layers, in plain NumPy: their pieces, their gradients, layers in depth."""
 
 from __future__ import annotations

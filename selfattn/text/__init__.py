@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pretrained text encoders of the BERT family on NumPy arrays.
 
 text_encoder.py      TextEncoder: from_pretrained, encode, similarity

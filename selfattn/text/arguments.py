@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of what callers pass to a TextEncoder."""
 
 from __future__ import annotations

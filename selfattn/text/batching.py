@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sentences grouped for the network: by tokens, not by count, and never padded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint tensors from safetensors files, widened to float32 and checked. Never unpickles."""
 
 from __future__ import annotations

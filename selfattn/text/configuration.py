@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """config.json, read and checked by the names that the model's family has in it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can go wrong when a pretrained model is loaded. Each class is also a builtin one."""
 
 from __future__ import annotations

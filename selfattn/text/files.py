@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small JSON files read with care: every failure is one error that names the file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's directory, read: what a sentence encoder and every task head are built from."""
 
 from __future__ import annotations

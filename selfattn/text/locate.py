@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From what the user calls a model to the directory that holds its files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors where they lie in a safetensors file: the system reads what is looked at, and takes it back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network of a text encoder: token numbers in, token embeddings out, packed all the way."""
 
 from __future__ import annotations

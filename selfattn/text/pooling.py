@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the token embeddings of packed sentences to one embedding each.
 
 Every sum runs over the tokens of one sentence in order, in float64, and is rounded to float32 once: the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the gradients of sentence embeddings back to those of their tokens: `pooling.py` in reverse.
 
 Arithmetic is in float64 and rounded to float32 once, sentence by sentence.

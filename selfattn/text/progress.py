@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A progress bar on stderr, by tqdm, which is imported when one is shown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """config_sentence_transformers.json: a model's prompts, and how its embeddings compare."""
 
 from __future__ import annotations

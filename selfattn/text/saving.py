@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's directory with other weights, for TextEncoder.from_pretrained to read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """modules.json, as sentence-transformers writes it: what follows the encoder, up to the embedding."""
 
 from __future__ import annotations

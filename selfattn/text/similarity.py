@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The four similarities of sentence-transformers, as an (n, m) table and for pairs. Larger is more alike."""
 
 from __future__ import annotations

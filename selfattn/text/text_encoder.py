@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TextEncoder: a pretrained sentence encoder, with the verbs and the names of sentence-transformers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer of a model, with our own truncation and never any padding."""
 
 from __future__ import annotations

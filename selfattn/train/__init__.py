@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training encoders in NumPy: losses, AdamW, a schedule, checkpoints, a progress bar.
 
     rng, weights = np.random.default_rng(0), encoder.weights()

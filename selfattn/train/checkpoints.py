@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training run in one safetensors file, from which it goes on as if it had not stopped, to the last bit.
 
 Tensors: weights.NAME, first_moment.NAME and second_moment.NAME for each entry of the weights. Metadata: the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A progress bar. The loop itself is yours: it is short, and what differs between two trainings is in it."""
 
 from __future__ import annotations

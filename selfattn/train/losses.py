@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model is trained to make small. Each loss gives its value and its exact gradients.
 
 Arrays are float32 or float64, in any form that the operators take, and gradients have their dtype.

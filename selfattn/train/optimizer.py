@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdamW, and gradients kept to a length: elementwise arithmetic, and sums in a fixed order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The learning rate over the course of a training run."""
 
 from __future__ import annotations

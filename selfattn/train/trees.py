@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights as trees: dicts and lists, nested, that end in arrays. Every array has a dotted name.
 
     {"layers": [{"norm": {"weight": w, "bias": None}}]}   flattens to   {"layers.0.norm.weight": w}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AttentionMap: the attention weights of one sentence, with the tokens they belong to."""
 
 from __future__ import annotations

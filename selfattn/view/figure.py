@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention matrix as a matplotlib picture."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The grid of small matrices, one for each layer and head, to choose from.
 
 // At most 40 x 40 dots; a dot is the largest of the weights it stands for.

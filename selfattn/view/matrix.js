@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The matrix of the chosen layer and head, on a canvas.
 
 const plot = {cell: 0, left: 0, top: 0, slant: 0};

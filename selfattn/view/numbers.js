@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The data, the choices made so far, and what both say in numbers and colours.
 
 const data = JSON.parse(document.getElementById("data").textContent);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What ties the parts together: choosing, drawing, keys.
 
 function choose() {

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The self-contained HTML page of an attention map.
 
 The page is page.html with page.css, page.js and the data put into it. The data is JSON; in it the weights are

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The sentence: its words as buttons, shaded by how much they have to do with the picked one, and arcs between them.
 
 function buildWords() {

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention matrix in a terminal: shaded cells, bars, or a list where a matrix does not fit."""
 
 from __future__ import annotations

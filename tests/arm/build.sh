@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # usage: build.sh ROOT SITE -- cross-compiles the package of this source tree for the arm64 root of root.sh, into SITE.
 # setup.py says what is built, as for any other machine; the compiler and Python's headers are the other ones.
 # SOURCE=DIRECTORY builds another source tree: a commit to compare with.

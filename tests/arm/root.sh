@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # usage: root.sh DIRECTORY -- makes DIRECTORY an arm64 root: Debian's Python with its headers, and the Python packages that
 # the fingerprints need. Nothing of it is installed on this machine; no root rights, no container. Mirrors and package
 # index are those that this machine's apt and pip are set up for.

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # usage: test.sh DIRECTORY [--share N] -- the fingerprints of this source tree with neon, under an emulator, beside those of the
 # package that $PYTHON imports, with avx2: not a bit may differ. DIRECTORY keeps the arm64 root and what is built.
 # What NumPy's own functions compute (numpy/...) is left out: they differ between machines.

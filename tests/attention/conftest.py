@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One good call of the operator, for every test here to spoil."""
 
 import pytest

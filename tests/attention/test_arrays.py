@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wrong arrays: one clear error that names the argument, both numbers and the way out. What out= may be."""
 
 import signal

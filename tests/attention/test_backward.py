@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """attention_backward against the specification in a wider dtype: odd sizes, options, arrays in any form."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What attention_backward refuses, by name and with both numbers; and what it takes beside NumPy's arrays."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One answer: gradients of the same bits on any threads, in any batch, packed, on AVX2 and on AVX-512."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NaN at each single position reaches the gradients that depend on it, no other; behind a mask, nothing."""
 
 import numpy as np

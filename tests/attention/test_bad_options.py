@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wrong options: one clear error that names the argument, both numbers and the way out."""
 
 from functools import partial

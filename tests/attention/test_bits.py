@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One answer everywhere: the same bits for any threads, batch, padding, strides and instruction set."""
 
 import numpy as np

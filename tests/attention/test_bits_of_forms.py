@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One answer in every form, packed, paged, cached, weights, column sums; and for products of bfloat16."""
 
 import itertools

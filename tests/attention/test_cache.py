@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KVCache: what is stored, in which dtype, and what is refused."""
 
 import itertools

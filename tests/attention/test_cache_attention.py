@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention to a KVCache: bit for bit that to the whole arrays, however the cache was filled."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """attention_column_sums: the weights summed over the queries, without the weights."""
 
 import numpy as np

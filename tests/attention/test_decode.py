@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Few queries over many keys take a road of their own (csrc/few.inc.h): none of it may show."""
 
 import ml_dtypes

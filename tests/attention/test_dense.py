@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """selfattn.attention against the reference: every size, every way an array can lie, every output."""
 
 import numpy as np

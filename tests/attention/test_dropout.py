@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dropout: which weights stay is a function of the seed and of their place, and of nothing else."""
 
 import itertools

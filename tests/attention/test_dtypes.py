@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every dtype and every form of an array, at every entry point of the operator."""
 
 import array as buffers

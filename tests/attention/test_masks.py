@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Masks: every broadcastable shape, causal in its four forms, lengths, and what a mask keeps out."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Partial states over disjoint keys, merged, against attention over all keys at once."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NaN at each single position reaches the rows that depend on it, and no other; behind a mask, nothing."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX's conformance cases: an oracle for the semantics of masks, caches and positions that is not ours."""
 
 import importlib.util

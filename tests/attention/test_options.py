@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Window, softcap, alibi slopes and sinks: values against the reference, alone and with all the rest."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What went wrong elsewhere, each with the public thread that tells of it: none of it may happen here."""
 
 import itertools

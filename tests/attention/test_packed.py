@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """varlen_attention: sequences one after another give what each of them gives alone, to the last bit."""
 
 import itertools

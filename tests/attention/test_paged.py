@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """paged_attention: keys and values in pages of any size give the bits that they give side by side."""
 
 import numpy as np

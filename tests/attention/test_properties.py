@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Properties of the operator, on problems that hypothesis draws; HYPOTHESIS_PROFILE=night draws many more."""
 
 import numpy as np

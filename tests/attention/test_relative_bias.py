@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bias by the distance of a key, from a table of a few numbers for each head; and its gradient."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fewer tiles than threads: spans of keys apart, merged in order, with the bits of one thread."""
 
 import numpy as np

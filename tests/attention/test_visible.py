@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is not seen of a block is not computed (csrc/seen.inc.h, rows.inc.h): the bits are those of a mask."""
 
 from itertools import pairwise

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark frame itself: what it refuses, what it computes, in which order it measures."""
 
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_every_contender_is_measured_again_in_a_round_that_is() -> None:
 
 def test_the_pace_counts_all_threads_and_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter((10.0, 14.0))
-    monkeypatch.setattr("selfattn._runtime.multiply_add", lambda bfloat16: 100e9)
+    monkeypatch.setattr("selfattn._native.runtime.multiply_add", lambda precision: 100e9)
     work = machine.multiply_adds(2, rounds=6)
     monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
     assert machine.pace(work) == 2 * 6 * 100 / 4
@@ -138,14 +139,14 @@ def test_the_pace_counts_all_threads_and_all_the_time(monkeypatch: pytest.Monkey
 def test_every_thread_reads_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     monkeypatch.setattr(machine, "READ_BYTES", 4096)
-    monkeypatch.setattr("selfattn._runtime.read_all", lambda piece: read.append(piece) or piece.nbytes)
+    monkeypatch.setattr("selfattn._native.runtime.read_all", lambda piece: read.append(piece) or piece.nbytes)
     assert machine.reads(2)() == 2 * 4096
     assert not np.shares_memory(*read)
 
 
 def test_the_yardsticks_say_how_much_they_did() -> None:
     assert _runtime.read_all(np.ones(1000, np.float32)) == 4000
-    assert _runtime.multiply_add(False, 200) == 2 * _runtime.multiply_add(False, 100) > 0
+    assert _runtime.multiply_add(None, 200) == 2 * _runtime.multiply_add(None, 100) > 0
 
 
 def test_footnotes_say_what_was_measured_again() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`selfattn bench` as a user runs it: a process, from anywhere, with no peer."""
 
 import json

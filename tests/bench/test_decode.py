@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decode suite: its specification, what it counts, and that no call finds the last one's cache warm."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/threads.py, growth.py, sizes.py, isa.py, soak.py and footprint.py in the smallest size."""
 
 import argparse

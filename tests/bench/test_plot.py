@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plots of a run: which are drawn, where they go, and what stands in them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The developers' scripts of bench/ in the smallest size: masks, gradients, the comparison of commits."""
 
 import json

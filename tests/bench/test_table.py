@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pages' tables: what is between the markers comes from a measurement, and nothing else changes."""
 
 import json

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Prints a hash of every kernel's results over many shapes: `bits ISA`, or `bits` for the names that run here.
  * Two instruction sets, or two machines, compute the same bits if and only if the lines are the same. No Python, so
  * that the same program runs under an emulator of another processor. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bits_attention.h -- hashes of attention and of its gradients. */
 #ifndef SELFATTN_TESTS_BITS_ATTENTION_H
 #define SELFATTN_TESTS_BITS_ATTENTION_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bits_encoder.h -- hashes of whole encoders and of rotary angles. The layer loop is that of
  * selfattn/_native/encoder.pyx, step by step. */
 #ifndef SELFATTN_TESTS_BITS_ENCODER_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bits_layers.h -- hashes of linear layers, norms, activations and their gradients. */
 #ifndef SELFATTN_TESTS_BITS_LAYERS_H
 #define SELFATTN_TESTS_BITS_LAYERS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bits_support.h -- numbers that are the same on every machine, and hashes of results. */
 #ifndef SELFATTN_TESTS_BITS_SUPPORT_H
 #define SELFATTN_TESTS_BITS_SUPPORT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* emulated_avx512.h -- the AVX-512 kernels on a processor with AVX2: every intrinsic of 64-byte vectors that csrc uses,
  * made of the instructions for 16 and 32 bytes of AVX2, FMA and F16C.
  *

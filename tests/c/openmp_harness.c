@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The cases of pool_harness.c between operations of an OpenMP team: before each job, the thread that calls runs one.
  * The exit status is 3 if a case is over without a loan, 5 if one was made within a parallel region (linked with
  * --wrap=sa_openmp_start). */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Drives csrc/runtime/pool.c without Python. `pool_harness NAME` runs one case: exit status 0, or 1 with the failed
  * line. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradients through the layers against central differences of the specification, and to the last bit."""
 
 import itertools

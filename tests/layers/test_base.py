@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weights of a layer as a tree of arrays, and a layer made again from one."""
 
 import pickle

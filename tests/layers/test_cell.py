@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The self-attention cell against its specification."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradients of embedding tables and of rotary positions against plain loops and the definition."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers in depth: padded, packed and alone to the bit; hidden states, packing, precision."""
 
 import itertools

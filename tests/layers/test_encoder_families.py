@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoders with every option of a layer: against the specification, and to the bit."""
 
 import pickle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EncoderLayer: every make of it."""
 
 import itertools

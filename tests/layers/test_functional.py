@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layers' arithmetic as functions: every dtype, shape and layout, and what is refused."""
 
 import ml_dtypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ..._backward of selfattn.functional: every gradient, dtype, shape and layout, and what is refused."""
 
 import ml_dtypes

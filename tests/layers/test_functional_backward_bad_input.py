@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the ..._backward of selfattn.functional refuse, and how they say it."""
 
 import numpy as np

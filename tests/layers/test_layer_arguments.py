@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments of the layers that are of the wrong kind: each is named, with what to give instead."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cells side by side: against the specification, and to the bit against cells alone."""
 
 import numpy as np

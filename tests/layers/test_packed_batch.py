@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batches without padding: padded, packed and alone, for a cell and for cells side by side."""
 
 import numpy as np

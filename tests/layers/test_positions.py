@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positional encodings: their formulas at known points, their laws, and refused input."""
 
 import math

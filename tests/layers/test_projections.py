@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The query, key and value matrices of a cell and of cells side by side."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RelativeBias: T5's buckets, the numbers by distance, and the gradient of the table."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RotaryPositions: the angles, the tables that grow, the turn and its way back."""
 
 import pickle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An encoder as a safetensors file: every bit comes back, and a damaged file is refused by name."""
 
 import json

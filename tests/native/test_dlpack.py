@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays of other libraries, read where they lie: every field of a DLPack capsule."""
 
 import ctypes

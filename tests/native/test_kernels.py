@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels behind the layers, on every instruction set: linear, norms, activations; awkward sizes."""
 
 import ml_dtypes

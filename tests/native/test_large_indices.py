@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Index arithmetic past 2^31, in views that hold little: strides of 0, windows, files that are holes."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Beside OpenMP, as PyTorch brings it: its threads help while they are awake, and nothing depends on them.
 
 The number of threads tells who helped: a team of three makes three in all, workers of ours two more.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What went wrong elsewhere in products, norms and activations, each with the thread that tells of it."""
 
 import threading

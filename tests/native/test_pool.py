@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The thread pool without Python: tests/c/pool_harness.c with csrc/runtime/pool.c, one case a process."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many threads, and who says so; the pool among signals, forks and other threads of the process."""
 
 import asyncio

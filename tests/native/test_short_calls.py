@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What makes short calls quick: arrays that fit as they are, and the GIL, which they keep."""
 
 import subprocess

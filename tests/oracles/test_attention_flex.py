@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """selfattn.attention against PyTorch's flex_attention in float64: soft caps, ALiBi, windows, and the lse."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """selfattn.attention against PyTorch's scaled_dot_product_attention in float64, at breadth."""
 
 import itertools

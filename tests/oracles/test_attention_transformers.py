@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sinks, against gpt-oss as transformers writes it: one more column of scores, dropped after the softmax."""
 
 from types import SimpleNamespace

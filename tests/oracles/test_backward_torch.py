@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """selfattn.attention_backward against PyTorch autograd in float64; in float32, its error beside PyTorch's."""
 
 import itertools

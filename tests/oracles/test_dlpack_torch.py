@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PyTorch's tensors where they lie: taken without a copy, and written through as out=."""
 
 import ml_dtypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradients of layers against PyTorch's autograd: float64 is the truth, float32 the yardstick."""
 
 import itertools

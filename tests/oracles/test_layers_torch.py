@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layers against those of PyTorch: encoder layers and stacks, multi-head attention, norms, functions."""
 
 import itertools

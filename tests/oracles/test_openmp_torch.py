@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PyTorch's own OpenMP threads help between its operations where asked; both compute the same as ever."""
 
 import platform

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """all-MiniLM-L6-v2, the real model, against transformers in float32."""
 
 import pydoc_data.topics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """selfattn.train against PyTorch's optimizer, clipping, losses and schedule."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line, as a process with a tiny real model and as a function with one that records its calls."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/masks.md: its program runs, and its pictures are what the operators compute, drawn anew."""
 
 import re

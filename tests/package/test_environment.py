@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the environment says to `import selfattn`: the instruction set, a folder that is not built."""
 
 import os

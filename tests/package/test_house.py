@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of the house, so that nobody has to remember them; DESIGN.md says why each one is there."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An editor understands each C file when it opens it by itself: every one compiles alone, templates too."""
 
 import os

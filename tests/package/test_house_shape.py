@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shape of the sources: length, width, number of arguments; nothing twice, no file inside another."""
 
 from collections import defaultdict
@@ -5,9 +6,7 @@ from collections import defaultdict
 from support.house import (
     C_FILES,
     CYTHON_FILES,
-    PYTHON_FILES,
     SOURCES,
-    TYPE_STUBS,
     files,
     functions,
     lines_of,
@@ -61,10 +60,8 @@ def test_no_function_takes_many_parameters():
 
 
 def test_no_line_is_wide():
-    wide = offenders([*C_FILES, *CYTHON_FILES], r"^.{121}") + offenders(
-        [*PYTHON_FILES, *TYPE_STUBS], r"^.{111}"
-    )
-    assert not wide
+    """In C and Cython, comments included; ruff looks at Python and at the stubs."""
+    assert not offenders([*C_FILES, *CYTHON_FILES], r"^.{121}")
 
 
 def test_no_helper_is_written_twice():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `import selfattn` brings, what loads later, and that no two modules import each other."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pages are short, plain English, and lead somewhere: lengths, columns, sentences, links, shorthand."""
 
 import re

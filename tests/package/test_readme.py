@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pages tell the truth: their Python runs and prints what it says, their links and file names exist."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification against hand-computed cases, an independent loop, and the laws of attention."""
 
 import itertools

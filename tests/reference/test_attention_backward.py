@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradients of the specification are those of what it computes: float64 central differences."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification over keys that lie otherwise: packed and paged, held against one sequence at a time."""
 
 import itertools

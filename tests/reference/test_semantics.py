@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The semantics of attention line by line: each is a place where other systems disagree."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How close is close enough: against a wider dtype, at most twice the error of naive NumPy."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays for the operator's tests: queries, keys and values, and the same numbers lying differently."""
 
 from collections.abc import Callable

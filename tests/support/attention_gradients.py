@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradients by their definition, and options of attention to take them through."""
 
 from collections.abc import Callable

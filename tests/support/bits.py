@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must not show in the bits of a result: options to try that on, and all instruction sets that agree."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Caches for the tests of KVCache, and what fills them."""
 
 from typing import Any

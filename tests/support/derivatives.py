@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What gradients of layers are held against: central differences of the specification in float64."""
 
 import dataclasses

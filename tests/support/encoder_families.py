@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoders with every option of a layer: each alone, and together as families of models have them."""
 
 from collections.abc import Callable

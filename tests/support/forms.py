@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One ragged batch in every form of the operator: each takes the padded arrays and gives back padded results.
 
 query (batch, num_heads, q_len, head_dim), key and value (batch, num_kv_heads, kv_len, dim), lengths (batch,):

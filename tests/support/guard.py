@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays that touch a page no one may read or write: one byte too far ends the process."""
 
 import ctypes

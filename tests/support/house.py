@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of the house share: which files there are, and which functions are in them."""
 
 import ast

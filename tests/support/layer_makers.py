@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small random layers, encoders and words for the tests of the layers, and the comparison to the last bit."""
 
 import numpy as np

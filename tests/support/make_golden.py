@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes tests/data/tiny_models.npz: what transformers makes of the models of tiny_models.py.
 
     PYTHONPATH=tests python tests/support/make_golden.py        (needs torch and transformers)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options under which NaN is put at each single position, and which keys a query sees under them."""
 
 import ml_dtypes

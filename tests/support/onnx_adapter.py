@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX's own operator test cases, and ONNX's arguments said in the words of selfattn."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs in a process of its own, so that nothing can hang or leak into another test.
 
 Python code, and C programs that drive csrc/runtime/pool.c.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Float64 queries, keys and values for the tests of the specification."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems for the operator, drawn by hypothesis: sizes with tails, dtypes, layouts, options combined."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Complete model directories of a few kilobytes, with seeded random weights, one for each architecture."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A toy model for the tests of training, word vectors, a hidden layer, classes, and its weights as a tree."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny model's directory, for every test here to damage."""
 
 from pathlib import Path

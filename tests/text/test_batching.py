@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Grouping by tokens: every sentence once, longest first, within both limits."""
 
 from itertools import pairwise

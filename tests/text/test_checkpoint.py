@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tensors of a checkpoint: names, shapes, types, shards."""
 
 from pathlib import Path

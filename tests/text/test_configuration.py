@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """config.json: what it may say, and what it may not."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model with a missing or a damaged file: one clear error that names it, and never a crash."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TextEncoder.encode and its neighbours: shapes, names, options, and the same bits in any batch."""
 
 import json

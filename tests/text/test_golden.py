@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token and sentence embeddings against vectors that transformers made (tests/support/make_golden.py)."""
 
 from pathlib import Path

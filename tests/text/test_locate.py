@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a model is looked for, and that the network is left alone when it is not needed."""
 
 import os

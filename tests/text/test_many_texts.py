@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many texts, and many callers: Ctrl-C is heard between slices, and no truncated text is lost to a race."""
 
 from concurrent.futures import ThreadPoolExecutor

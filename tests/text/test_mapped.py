@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The matrices of a loaded model lie in its file until someone asks for them; the file may meet any fate."""
 
 import copy

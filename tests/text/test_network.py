@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network of a text encoder as a layer; a model with other weights."""
 
 import itertools

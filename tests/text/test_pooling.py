@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pooling and normalizing against plain loops in float64, and independence from neighbours."""
 
 from pathlib import Path

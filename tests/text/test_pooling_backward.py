@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradients of pooling and normalizing against central differences."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """config_sentence_transformers.json: the prompts of a model."""
 
 from pathlib import Path

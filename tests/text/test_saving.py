@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model with other weights, saved and loaded again."""
 
 import json

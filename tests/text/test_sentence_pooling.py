@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """modules.json: what follows the encoder, up to the embedding."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The four similarities, against one pair at a time in float64."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What callers of sentence-transformers pass, and what nobody should: each is taken or named."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that stopped goes on with the bits it would have had; a file not its own is refused by name."""
 
 import json

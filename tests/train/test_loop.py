@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The progress bar: what it counts and shows, and that it is silent where nobody looks."""
 
 import builtins

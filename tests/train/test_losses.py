@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses against their formulas, their gradients against central differences, and what they refuse."""
 
 import math

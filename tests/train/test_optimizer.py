@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdamW and clipping against their formulas, number by number; errors that name the entry."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees of arrays: names and back, and errors that name the entry."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AttentionMap: merging word pieces, choosing layers and heads, and what it refuses."""
 
 import builtins

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTML page: what it stores, how large it may get, and that no token can break out of it."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The terminal's picture: numbers that are right, and colours only where they are wanted."""
 
 import sys

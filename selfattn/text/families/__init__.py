@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The families of models that a TextEncoder reads, one file for each: data alone, no code."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BERT: "BERT: Pre-training of Deep Bidirectional Transformers" (Devlin et al., 2018)."""
 
 from selfattn.text.families.family import Family

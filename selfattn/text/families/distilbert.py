@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DistilBERT: "DistilBERT, a distilled version of BERT" (Sanh et al., 2019)."""
 
 from selfattn.text.families.family import Family

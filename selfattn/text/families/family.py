@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tells one family of models from another: names, as data."""
 
 from __future__ import annotations

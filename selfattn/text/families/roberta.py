@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RoBERTa: "A Robustly Optimized BERT Pretraining Approach" (Liu et al., 2019), and its descendants."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hashes of what the public functions compute: two outputs are equal if no bit of a result changed.
 
     python tests/support/fingerprints > before.txt            a line for each result: its name and a SHA-256

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator in all its forms: dense, packed, paged, cached; weights and sums of columns; gradients."""
 
 from __future__ import annotations

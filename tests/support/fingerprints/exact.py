@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inputs that are the same numbers on every machine, and the hash of a result."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers: their parts as functions, cells, heads, encoders, their gradients, steps of training."""
 
 from __future__ import annotations

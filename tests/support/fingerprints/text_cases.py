@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text encoders: a tiny model of each family, and all-MiniLM-L6-v2 where its package is installed."""
 
 from __future__ import annotations
