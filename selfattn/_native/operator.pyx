@@ -14,9 +14,9 @@ from libc.string cimport memset
 import numpy as np
 
 from selfattn._native.runtime cimport (
-    SA_ATTENTION, SA_CAUSAL_BOTTOM_RIGHT, SA_CAUSAL_TOP_LEFT, SA_COLUMN_SUMS, SA_INT8, SA_MAX_LEADING, SA_NOT_CAUSAL,
+    SA_ATTENTION, SA_CAUSAL_BOTTOM_RIGHT, SA_CAUSAL_TOP_LEFT, SA_COLUMN_SUMS, SA_MAX_LEADING, SA_NOT_CAUSAL,
     SA_NO_MEMORY, SA_OK, SA_ROW_STATISTICS, SA_WEIGHTS, data_of, dtype_of, format_of, library, raise_status,
-    sa_array, sa_attention, sa_attention_options, sa_causal, sa_result, sa_side,
+    sa_array, sa_attention, sa_attention_options, sa_result, sa_side,
 )
 
 MAX_LEADING = SA_MAX_LEADING
@@ -58,6 +58,7 @@ def plain_sizes(query, key, value):
     return q[:rank - 3], (num_heads, num_kv_heads, q[rank - 2], kv_len, head_dim, v[rank - 1])
 
 # ---- arrays ----
+
 
 cdef enum:
     MAX_VIEWS = 16  # arrays of a call

@@ -110,6 +110,7 @@ def build_info():
 
 # ---- names and codes ----
 
+
 cdef object FLOAT32 = np.dtype(np.float32)
 cdef dict DTYPES = {
     "float32": SA_FLOAT32, "float64": SA_FLOAT64, "float16": SA_FLOAT16, "bfloat16": SA_BFLOAT16, "int8": SA_INT8,
