@@ -29,7 +29,7 @@ if _isa:
     except ValueError as error:
         raise ImportError(f"SELFATTN_ISA: {error}") from None
 
-from selfattn.attention import attention, attention_column_sums, attention_weights  # noqa: E402
+from selfattn.attention import attention  # noqa: E402
 from selfattn.runtime import (  # noqa: E402
     active_isa,
     available_isas,
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from selfattn.attention import (
         KVCache,
         attention_backward,
+        attention_column_sums,
+        attention_weights,
         merge_attention,
         paged_attention,
         varlen_attention,
@@ -113,6 +115,8 @@ _LATER = {
     "TextEncoder": "text",
     "alibi_slopes": "layers.positions",
     "attention_backward": "attention.backward",
+    "attention_column_sums": "attention.weights",
+    "attention_weights": "attention.weights",
     "merge_attention": "attention.merge",
     "paged_attention": "attention.paged",
     "rotary_embedding": "layers.positions",
@@ -123,7 +127,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """All but `attention`, its weights and the runtime load when they are used, once."""
+    """All but `attention` and the runtime load when they are used, once."""
     from importlib import import_module
 
     if name in _LATER_MODULES:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator and its other forms: each takes arrays and options, checks both, and calls the kernels once.
 
-dense.py     attention, attention_weights, attention_column_sums: whole arrays
+dense.py     attention: whole arrays
+weights.py   attention_weights, attention_column_sums: what attention multiplies values by
 packed.py    varlen_attention: sequences side by side, without padding
 paged.py     paged_attention: keys and values in pages
 cache.py     KVCache: the keys and values of sequences that grow
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from selfattn.attention.dense import attention, attention_column_sums, attention_weights
+from selfattn.attention.dense import attention
 
 if TYPE_CHECKING:
     from selfattn.attention.backward import attention_backward, varlen_attention_backward
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from selfattn.attention.merge import merge_attention
     from selfattn.attention.packed import varlen_attention
     from selfattn.attention.paged import paged_attention
+    from selfattn.attention.weights import attention_column_sums, attention_weights
 
 __all__ = [
     "KVCache",
@@ -39,6 +41,8 @@ __all__ = [
 _LATER = {
     "KVCache": "cache",
     "attention_backward": "backward",
+    "attention_column_sums": "weights",
+    "attention_weights": "weights",
     "merge_attention": "merge",
     "paged_attention": "paged",
     "varlen_attention": "packed",

@@ -14,9 +14,9 @@ import numpy as np
 
 from selfattn._checks import as_cu_seqlens, as_lengths
 from selfattn.attention.arrays import head_sizes
-from selfattn.attention.dense import weigh
 from selfattn.attention.options import AttentionOptions, Problem
 from selfattn.attention.packed import attend, sequences_of
+from selfattn.attention.weights import weigh
 from selfattn.layers.base import Array
 
 if TYPE_CHECKING:
