@@ -55,7 +55,7 @@ test: $(VENV)/test  ## the tests, on the installed package; no PyTorch
 
 # Left out: what runs other programs (benchmarks, examples, the command line), threads, forks and signals, random
 # properties, gradients, and what goes through all dtypes, options or spans. It is nine tenths of the time.
-SLOW := cli examples table pool team runtime short_calls properties nan_positions backward gradients options dtypes spans \
+SLOW := cli examples table pool openmp house_editor runtime short_calls properties nan_positions backward gradients options dtypes spans \
         dropout bits large_indices dlpack functional bad_input import readme damaged locate
 
 test-fast: dev  ## a part of the tests, in a minute: no gradients, benchmarks, examples, forks, random properties

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from support.house import sources_are_tested
 
 import selfattn
 
@@ -36,6 +37,7 @@ def test_an_instruction_set_that_is_not_here(name):
         assert available in last
 
 
+@pytest.mark.skipif(sources_are_tested(), reason="the source tree is tested")
 def test_a_source_folder_that_is_not_built(tmp_path):
     """It hides the installed package from whoever starts Python beside it."""
     package = tmp_path / "selfattn"
